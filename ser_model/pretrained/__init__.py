@@ -1,0 +1,41 @@
+"""The checkpoints that ship with the code, one folder a recipe, and how to load these or any other."""
+
+from pathlib import Path
+
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+from ..pipeline_ser import SerPipeline
+
+FOLDER = Path(__file__).parent
+DEFAULT = "ser-base"
+
+
+def available() -> list[str]:
+    """Names of the checkpoints that ship."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
+    """
+    The classifier for a checkpoint.
+
+    Args:
+        model: Name of a checkpoint that ships (`available()`), a folder, or `USER/NAME` on the Hub. Only the last reads
+            the network, and only if it is not in the cache.
+        device: `"cpu"` or `"cuda"`.
+
+    Raises:
+        `OSError`: there is no such checkpoint, or a file of it cannot be read.
+    """
+    folder = FOLDER / model if model in available() else Path(model)
+    if not folder.is_dir() and model.count("/") != 1:
+        raise OSError(
+            f"There is no checkpoint {model!r}: give one of {', '.join(available())}, a folder, or USER/NAME on the Hub."
+        )
+    location = folder if folder.is_dir() else model
+    return SerPipeline(
+        model=AutoModelForAudioClassification.from_pretrained(location, use_safetensors=True).eval(),
+        feature_extractor=AutoFeatureExtractor.from_pretrained(location),
+        task="audio-classification",
+        device=device,
+    )

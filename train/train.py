@@ -1,0 +1,307 @@
+"""`python -m train.train`: one network of a recipe, from recordings to a checkpoint that loads anywhere."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from sklearn.model_selection import train_test_split
+from transformers import Trainer, TrainingArguments
+
+from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
+from ser_model.audio import AudioError
+
+from . import recipe as recipes
+from .augment import BatchAugmentation
+from .features import FeatureDataset, collate, extract_features
+from .metrics import EmotionMetric
+from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
+
+PROTOCOLS = ("all", "speaker-independent", "random-split")
+RUN_FILE = "run.json"  # written last: a folder that holds it is a finished run
+CHECKPOINTS = "checkpoints"
+
+
+class RunError(ValueError):
+    """Why a run cannot be done, in one sentence."""
+
+
+def split_rows(data: datasets.Dataset, *, protocol: str, fold: int | None, seed: int, num_validation_actors: int) -> dict:
+    """
+    Row numbers of `train`, `validation` and `test`, by the protocol.
+
+    - speaker-independent: by actor, the folds of `ravdess.FOLDS`; validation and test hold speech only.
+    - random-split: 80 % train and 20 % test, stratified by emotion, whoever speaks; a tenth of the train part
+      validates.
+    - all: everything trains.
+    """
+    emotions, actors = np.array(data["emotion"]), np.array(data["actor"])
+    rows = np.arange(len(data))
+    if protocol == "all":
+        return {"train": rows, "validation": rows[:0], "test": rows[:0]}
+    if protocol == "random-split":
+        rest, test = train_test_split(rows, test_size=0.2, stratify=emotions, random_state=seed)
+        train, validation = train_test_split(rest, test_size=0.1, stratify=emotions[rest], random_state=seed)
+        return {"train": train, "validation": validation, "test": test}
+    speech = np.array(data["vocal_channel"]) == data.features["vocal_channel"].str2int("speech")
+    split = split_actors(fold, num_validation=num_validation_actors)
+    return {
+        part: rows[np.isin(actors, split[part]) & (speech | (part == "train"))]
+        for part in ("train", "validation", "test")
+    }
+
+
+def train(
+    recipe: recipes.Recipe,
+    output: Path,
+    *,
+    data_dir: str | None = None,
+    protocol: str = "all",
+    fold: int | None = None,
+    seed: int = 0,
+    held_out: str = "test",
+    allow_incomplete: bool = False,
+    with_code: bool = True,
+    quiet: bool = False,
+) -> dict:
+    """
+    Trains one network and writes `output`: weights, configuration, extractor, their code, and `run.json` with the
+    recipe, seed, versions, data fingerprint, history, and the held-out clips' probabilities. A run that was killed goes
+    on from its last checkpoint; a finished one is only read.
+
+    Args:
+        fold: 1 to 5, for the protocol speaker-independent.
+        held_out: `"test"` scores test clips; `"validation"` scores validation clips, for choosing between recipes:
+            then neither validation nor test clips are learnt from.
+        with_code: Put the classes' code beside the weights.
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        `RunError`: `output` holds another run. `RavdessError`, `AudioError`: something is wrong with the data.
+    """
+    data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
+    settings = {
+        "recipe": recipe.to_dict(),
+        "protocol": protocol,
+        "fold": fold,
+        "seed": seed,
+        "held_out": held_out,
+        "data_fingerprint": data_fingerprint(data),
+    }
+    if finished := _finished_run(output, settings):
+        return finished
+    transformers.set_seed(seed)
+    extractor = SerFeatureExtractor(**recipe.features)
+    features = extract_features(
+        data, extractor, speeds=recipe.augmentation.speeds, data_fingerprint=settings["data_fingerprint"]
+    )
+    rows = split_rows(
+        data, protocol=protocol, fold=fold, seed=seed, num_validation_actors=recipe.num_validation_actors
+    )
+    if held_out == "test" and recipe.refit:
+        rows["train"] = np.concatenate([rows["train"], rows["validation"]])
+
+    labels = data["emotion"]
+    speeds = recipe.augmentation.speeds
+    sets = {
+        part: FeatureDataset([[features[s][i] for i in rows[part]] for s in part_speeds], [labels[i] for i in rows[part]])
+        for part, part_speeds in (("train", speeds), ("validation", (1.0,)), ("test", (1.0,)))
+    }
+    names = data.features["emotion"].names
+    config = SerConfig(
+        num_mel_bins=extractor.feature_size,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        **recipe.model,
+    )
+    trainer = make_trainer(
+        recipe, SerForAudioClassification(config), extractor, sets, output=output, seed=seed, quiet=quiet
+    )
+    started = time.time()
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
+    run = {
+        **settings,
+        "train_seconds": round(time.time() - started, 1),
+        "num_parameters": trainer.model.num_parameters(),
+        "versions": versions(),
+        "history": trainer.state.log_history,
+    }
+    if len(rows[held_out]):
+        run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
+        run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
+    return save_run(run, trainer.model, extractor, output, with_code=with_code)
+
+
+@torch.inference_mode()
+def predict(model: SerForAudioClassification, clips: FeatureDataset, *, batch_size: int = 64) -> np.ndarray:
+    """
+    Probabilities for each clip in order, (num_clips, num_labels).
+
+    Not `Trainer.predict`: with batches grouped by length it gives the clips back in another order.
+    """
+    model.eval()
+    batches = torch.utils.data.DataLoader(clips, batch_size=batch_size, collate_fn=collate)
+    logits = [model(**{name: x.to(model.device) for name, x in batch.items()}).logits.float() for batch in batches]
+    return torch.cat(logits).softmax(-1).double().cpu().numpy()
+
+
+class SerTrainer(Trainer):
+    """The Trainer, with augmentation of the training batches where they are: on the model's device."""
+
+    def __init__(self, *args, augmentation: BatchAugmentation, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.augmentation = augmentation
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, self.augmentation(**inputs) if model.training else inputs, *args, **kwargs)
+
+
+def make_trainer(
+    recipe: recipes.Recipe, model, extractor: SerFeatureExtractor, sets: dict, *, output: Path, seed: int, quiet: bool
+) -> SerTrainer:
+    settings = recipe.training
+    metric = EmotionMetric(keep_in_memory=True)
+    arguments = TrainingArguments(
+        output_dir=str(output / CHECKPOINTS),
+        num_train_epochs=settings.num_epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type="cosine",
+        max_grad_norm=settings.max_grad_norm,
+        train_sampling_strategy="group_by_length",
+        dataloader_drop_last=len(sets["train"]) > settings.batch_size,  # a batch of one breaks batch normalisation
+        # With validation clips there is a curve to look at; nothing is chosen by it while training.
+        eval_strategy="steps" if len(sets["validation"]) else "no",
+        eval_steps=0.1,
+        save_steps=0.1,
+        save_total_limit=2,
+        logging_steps=0.02,
+        disable_tqdm=quiet,
+        log_level="error" if quiet else "passive",
+        report_to=[],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=seed,
+        bf16=torch.cuda.is_available(),
+    )
+    return SerTrainer(
+        model=model,
+        processing_class=extractor,
+        args=arguments,
+        train_dataset=sets["train"],
+        eval_dataset=sets["validation"],
+        data_collator=collate,
+        compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
+        augmentation=BatchAugmentation(recipe.augmentation, model.config.num_labels),
+    )
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: `trainer_state.json` comes last."""
+    steps = sorted((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), reverse=True)
+    for step in steps:
+        checkpoint = folder / f"checkpoint-{step}"
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(checkpoint)
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def save_run(run: dict, model, extractor, output: Path, *, with_code: bool) -> dict:
+    """Writes a finished run into `output`, `run.json` last, and drops the checkpoints it no longer needs."""
+    if not with_code:
+        for kind in (SerConfig, SerFeatureExtractor, SerForAudioClassification):
+            kind._auto_class = None
+    model.float().save_pretrained(output)
+    extractor.save_pretrained(output)
+    run = {**run, "num_bytes": (output / "model.safetensors").stat().st_size}
+    partial = output / f"{RUN_FILE}.partial"
+    partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
+    os.replace(partial, output / RUN_FILE)
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    return run
+
+
+def _finished_run(output: Path, settings: dict) -> dict | None:
+    """The finished run in `output` if it is this very one; `None` if there is nothing finished."""
+    path = output / RUN_FILE
+    if not path.exists():
+        return None
+    run = json.loads(path.read_text(encoding="utf-8"))
+    different = [name for name, value in settings.items() if run.get(name) != value]
+    if different:
+        raise RunError(
+            f"{output} holds a finished run with another {' and '.join(different)}: choose another --output, or delete it."
+        )
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that a figure may depend on."""
+    names = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def use_one_thread() -> None:
+    """One thread for the CPU: a network this small trains no faster on two, and folds run side by side on the others."""
+    torch.set_num_threads(1)
+
+
+def explain(error: Exception) -> int:
+    """Says in one line what is wrong; the exit status for it."""
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.train", description=__doc__)
+    parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
+    parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="all", help="what to learn from (default: %(default)s)")
+    parser.add_argument("--fold", type=int, choices=FOLDS, help="test actors, for the protocol speaker-independent")
+    parser.add_argument("--output", help="folder for the checkpoint (default: runs/RECIPE)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
+    parser.add_argument("--no-code", action="store_true", help="leave out the copy of the classes' code, as in ser_model/pretrained")  # fmt: skip
+    options = parser.parse_args(arguments)
+    if (options.protocol == "speaker-independent") != (options.fold is not None):
+        parser.error("--fold goes with --protocol speaker-independent, and that protocol needs it.")
+    use_one_thread()
+    try:
+        recipe = recipes.load_recipe(options.recipe)
+        output = Path(options.output or f"runs/{recipe.name}")
+        run = train(
+            recipe,
+            output,
+            data_dir=options.data,
+            protocol=options.protocol,
+            fold=options.fold,
+            seed=options.seed,
+            allow_incomplete=options.allow_incomplete,
+            with_code=not options.no_code,
+        )
+    except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
+        return explain(error)
+    print(f"{output}: {run['num_parameters']:,} parameters, trained in {run['train_seconds']:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
