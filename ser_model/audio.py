@@ -20,7 +20,9 @@ MIN_DURATION_S = 0.05
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 10.0
 # Containers that PyAV may open. Playlists are not among them: they could make it fetch other files or addresses.
-CONTAINERS = "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav,w64"
+CONTAINERS = (
+    "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav,w64"
+)
 
 
 class AudioError(ValueError):
@@ -151,7 +153,9 @@ def _open_binary(source, name: str):
     try:
         mode = Path(source).stat().st_mode
         if not stat.S_ISREG(mode):
-            raise AudioError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: give an audio file.")
+            raise AudioError(
+                f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: give an audio file."
+            )
         return open(source, "rb")
     except FileNotFoundError as error:
         raise AudioError(f"{name} does not exist: check the path.") from error
@@ -162,7 +166,9 @@ def _open_binary(source, name: str):
 
 def _checked_rate(rate, name: str) -> int:
     if not isinstance(rate, (int, np.integer)) or not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-        raise AudioError(f"{name} has sampling rate {rate!r}: expected a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz.")
+        raise AudioError(
+            f"{name} has sampling rate {rate!r}: expected a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz."
+        )
     return int(rate)
 
 

@@ -16,10 +16,10 @@ class SerCepstrum(nn.Module):
 
     def __init__(self, config: SerConfig, num_cepstra: int):
         super().__init__()
-        self.linear = nn.Linear(config.num_mel_bins, num_cepstra, bias=False)
+        self.weight = nn.Parameter(torch.empty(num_cepstra, config.num_mel_bins))
 
     def forward(self, input_features):
-        return self.linear(input_features)
+        return nn.functional.linear(input_features, self.weight)
 
     @staticmethod
     def cosines(num_cepstra: int, num_mel_bins: int) -> torch.Tensor:
@@ -120,7 +120,7 @@ class SerPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv1d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, SerCepstrum):
-            init.copy_(module.linear.weight, SerCepstrum.cosines(*module.linear.weight.shape))
+            init.copy_(module.weight, SerCepstrum.cosines(*module.weight.shape))
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.LSTM):
@@ -184,9 +184,7 @@ class SerForAudioClassification(SerPreTrainedModel):
         self.classifiers = nn.ModuleList(nn.Linear(pooled_size, config.num_labels) for _ in config.num_cepstra)
         self.post_init()
 
-    def forward(
-        self, input_features, attention_mask=None, labels=None, output_attentions=None, return_dict=None
-    ):
+    def forward(self, input_features, attention_mask=None, labels=None, output_attentions=None, return_dict=None):
         """
         Args:
             input_features, attention_mask, output_attentions: As in `SerModel`.

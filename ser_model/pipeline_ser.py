@@ -45,7 +45,7 @@ class SerPipeline(ChunkPipeline):
         Args:
             inputs: A path, the bytes of a file, an array of shape (num_samples,) at the model's rate, a dict
                 `{"array" or "raw": array, "sampling_rate": int}`, or a list of these.
-            top_k (`int`, defaults to 5): How many labels to return, best first; `None` for all.
+            top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
 
         Returns:
@@ -60,7 +60,7 @@ class SerPipeline(ChunkPipeline):
         """
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, top_k=5, timeline=False, **kwargs):
+    def _sanitize_parameters(self, top_k=None, timeline=False, **kwargs):
         if kwargs:
             raise TypeError(f"SerPipeline does not know {', '.join(sorted(kwargs))}: it takes top_k and timeline.")
         return {}, {}, {"top_k": top_k, "timeline": timeline}
@@ -82,7 +82,7 @@ class SerPipeline(ChunkPipeline):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "is_silent", "is_last")}
         return {**about, "probabilities": self.model(**model_inputs).logits.float().softmax(-1)}
 
-    def postprocess(self, model_outputs, top_k=5, timeline=False):
+    def postprocess(self, model_outputs, top_k=None, timeline=False):
         spans = np.array([output["end_s"] - output["start_s"] for output in model_outputs])
         silent = np.array([output["is_silent"] for output in model_outputs])
         probabilities = torch.cat([output["probabilities"] for output in model_outputs]).cpu().double().numpy()
@@ -108,7 +108,9 @@ class SerPipeline(ChunkPipeline):
         if isinstance(inputs, dict):
             array = inputs.get("array", inputs.get("raw"))
             if array is None or "sampling_rate" not in inputs:
-                raise AudioError('A dict needs the waveform under "array" (or "raw") and its rate under "sampling_rate".')
+                raise AudioError(
+                    'A dict needs the waveform under "array" (or "raw") and its rate under "sampling_rate".'
+                )
             yield resample(array, inputs["sampling_rate"], rate)
         elif isinstance(inputs, (np.ndarray, torch.Tensor)):
             yield resample(inputs, rate, rate)

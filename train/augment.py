@@ -45,7 +45,8 @@ class BatchAugmentation:
 
     def _mask(self, features: torch.Tensor) -> torch.Tensor:
         settings = self.augmentation
-        features = features[:, None]  # (batch, 1, num_frames, num_mel_bins): torchaudio masks each clip by itself in 4-D
+        # torchaudio masks each clip by itself in four dimensions only.
+        features = features[:, None]  # (batch, 1, num_frames, num_mel_bins)
         for _ in range(settings.frequency_masks):
             features = F.mask_along_axis_iid(features, settings.frequency_mask_bands, 0.0, 3)
         longest = int(settings.time_mask_fraction * features.shape[2])

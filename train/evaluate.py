@@ -3,30 +3,20 @@
 import argparse
 import concurrent.futures
 import functools
-import json
 import multiprocessing
 import os
 import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
 import tqdm
 
 from ser_model.audio import AudioError
-from ser_model.configuration_ser import EMOTIONS
 
 from . import recipe as recipes
-from .metrics import confusion, per_class, scores
-from .ravdess import FOLDS, RavdessError, parse_name
+from .ravdess import FOLDS, RavdessError
+from .report import print_result, result_path, summarise, write_result
 from .train import RunError, explain, train, use_one_thread
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def result_path(recipe_name: str, protocol: str) -> Path:
-    """Where the figures of a recipe under a protocol are committed."""
-    return RESULTS / f"{recipe_name}.{protocol}.json"
 
 
 def evaluate(
@@ -69,10 +59,7 @@ def evaluate(
         )
         for fold in folds
     }
-    if jobs == 1:
-        runs = {fold: task() for fold, task in tasks.items()}
-    else:
-        runs = _side_by_side(tasks, jobs)
+    runs = {fold: task() for fold, task in tasks.items()} if jobs == 1 else _side_by_side(tasks, jobs)
     return summarise(runs, recipe, protocol=protocol, seed=seed, held_out=held_out)
 
 
@@ -86,131 +73,25 @@ def _side_by_side(tasks: dict, jobs: int) -> dict:
     return {fold: runs[fold] for fold in tasks}
 
 
-def summarise(runs: dict[int, dict], recipe: recipes.Recipe, *, protocol: str, seed: int, held_out: str) -> dict:
-    """The result file's content out of the folds' runs."""
-    labels = list(EMOTIONS)
-    by_fold = []
-    for fold, run in runs.items():
-        probabilities, references, _ = _predictions(run)
-        by_fold.append(
-            {
-                "fold": fold,
-                "test_actors": sorted({parse_name(clip)["actor"] for clip in run["clips"]}),
-                "num_clips": len(references),
-                **scores(probabilities, references),
-                "train_seconds": run["train_seconds"],
-            }
-        )
-    parts = [_predictions(run) for run in runs.values()]
-    probabilities, references = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    fields = [field for part in parts for field in part[2]]
-    any_run = next(iter(runs.values()))
-    measures = ("accuracy", "uar", "macro_f1", "weighted_f1", "ece")
-    return {
-        "recipe": recipe.name,
-        "protocol": protocol,
-        "held_out": held_out,
-        "seed": seed,
-        "folds": by_fold,
-        "mean": {name: float(np.mean([fold[name] for fold in by_fold])) for name in measures},
-        "standard_deviation": {name: float(np.std([fold[name] for fold in by_fold])) for name in measures},
-        "per_class": per_class(probabilities, references, labels),
-        **{
-            f"by_{field}": _by_field(probabilities, references, [f[field] for f in fields])
-            for field in ("gender", "intensity")
-        },
-        "confusion_matrix": confusion(probabilities, references, len(labels)),
-        "labels": labels,
-        "model": {"num_parameters": any_run["num_parameters"], "num_bytes": any_run["num_bytes"]},
-        "train_seconds": round(sum(fold["train_seconds"] for fold in by_fold), 1),
-        "settings": recipe.to_dict(),
-        "versions": any_run["versions"],
-        "data_fingerprint": any_run["data_fingerprint"],
-    }
-
-
-def _predictions(run: dict) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' fields."""
-    fields = [parse_name(clip) for clip in run["clips"]]
-    return np.array(run["probabilities"]), np.array([EMOTIONS.index(f["emotion"]) for f in fields]), fields
-
-
-def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str]) -> dict[str, dict]:
-    values = np.array(values)
-    return {
-        value: {
-            "num_clips": int((values == value).sum()),
-            **scores(probabilities[values == value], references[values == value]),
-        }
-        for value in sorted(set(values.tolist()))
-    }
-
-
-def write_result(result: dict, path: Path) -> None:
-    """The JSON file and, beside it, the confusion matrix as a picture; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = path.with_suffix(".png")
-    draw_confusion(result, picture.with_suffix(".partial.png"))
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(picture.with_suffix(".partial.png"), picture)
-    os.replace(partial, path)
-
-
-def draw_confusion(result: dict, path: Path) -> None:
-    """Recall of each emotion and what it is taken for, in per cent of its clips."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    counts = np.array(result["confusion_matrix"])
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = plt.subplots(figsize=(6.4, 5.6), layout="constrained")
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), share in np.ndenumerate(shares):
-        axes.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 55 else "black")
-    ticks = range(len(result["labels"]))
-    axes.set_xticks(ticks, result["labels"], rotation=45, ha="right")
-    axes.set_yticks(ticks, result["labels"])
-    axes.set_xlabel("heard as")
-    axes.set_ylabel("acted")
-    axes.set_title(f"{result['recipe']}, {result['protocol']}: UAR {100 * result['mean']['uar']:.1f} %\n(% of each row)")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def print_result(result: dict) -> None:
-    """The figures as a table."""
-    print(f"{'fold':>5} {'clips':>6} {'UAR %':>7} {'WA %':>7}  actors held out")
-    for fold in result["folds"]:
-        actors = " ".join(map(str, fold["test_actors"]))
-        print(
-            f"{fold['fold']:>5} {fold['num_clips']:>6} {100 * fold['uar']:7.1f} {100 * fold['accuracy']:7.1f}  {actors}"
-        )
-    mean = {name: 100 * value for name, value in result["mean"].items()}
-    print(f"{'mean':>5} {'':>6} {mean['uar']:7.1f} {mean['accuracy']:7.1f}")
-    print(f"macro F1 {mean['macro_f1']:.1f} %, weighted F1 {mean['weighted_f1']:.1f} %, calibration error {mean['ece']:.1f} %")
-    print(f"\n{'emotion':>10} {'precision':>10} {'recall':>7} {'F1':>5} {'clips':>6}")
-    for label, figures in result["per_class"].items():
-        print(
-            f"{label:>10} {100 * figures['precision']:10.0f} {100 * figures['recall']:7.0f} {100 * figures['f1']:5.0f} "
-            f"{figures['support']:6}"
-        )
-
-
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
     parser.add_argument("--protocol", required=True, choices=("speaker-independent", "random-split"))
     parser.add_argument("--folds", help="only these, as in 1,2; the result is then not written to train/results")
-    parser.add_argument("--held-out", choices=("test", "validation"), default="test", help="validation chooses between recipes; test is read once (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--held-out",
+        choices=("test", "validation"),
+        default="test",
+        help="validation chooses between recipes; test is read once (default: %(default)s)",
+    )
     parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
     parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
     parser.add_argument("--runs", default="runs", help="folder for the folds' networks (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="folds side by side (default: %(default)s, the cores)")  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="folds side by side (default: %(default)s, the cores)"
+    )
     parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
     options = parser.parse_args(arguments)
     use_one_thread()

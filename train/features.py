@@ -74,7 +74,7 @@ class FeatureDataset(torch.utils.data.Dataset):
 
 def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
     """Clips of different lengths as one batch, zeros after the shorter ones."""
-    features = [torch.as_tensor(clip["input_features"]) for clip in clips]
+    features = [torch.tensor(clip["input_features"]) for clip in clips]
     num_frames = torch.tensor([len(clip) for clip in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     return {

@@ -57,9 +57,7 @@ def per_class(probabilities: np.ndarray, references: np.ndarray, labels: list[st
         references, probabilities.argmax(1), labels=range(len(labels)), zero_division=0
     )
     names = ("precision", "recall", "f1", "support")
-    return {
-        label: {name: column[i].item() for name, column in zip(names, columns)} for i, label in enumerate(labels)
-    }
+    return {label: {name: column[i].item() for name, column in zip(names, columns)} for i, label in enumerate(labels)}
 
 
 def confusion(probabilities: np.ndarray, references: np.ndarray, num_labels: int) -> list[list[int]]:

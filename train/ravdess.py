@@ -79,7 +79,9 @@ def parse_name(path: str | os.PathLike) -> dict:
     path = Path(path)
     fields = path.stem.split("-")
     if len(fields) != 7 or not all(len(field) == 2 and field.isascii() and field.isdigit() for field in fields):
-        raise RavdessError(f"{path} is not a RAVDESS name: expected seven two-digit numbers such as 03-01-06-01-02-01-12.")
+        raise RavdessError(
+            f"{path} is not a RAVDESS name: expected seven two-digit numbers such as 03-01-06-01-02-01-12."
+        )
     modality, channel, emotion, intensity, statement, repetition, actor = map(int, fields)
     ranges = {
         "modality": (modality, 3, 3),  # 03 is audio alone; 01 and 02 are videos
@@ -93,7 +95,9 @@ def parse_name(path: str | os.PathLike) -> dict:
     for field, (value, low, high) in ranges.items():
         if not low <= value <= high:
             expected = f"{low:02d}" if low == high else f"{low:02d} to {high:02d}"
-            raise RavdessError(f"{path} is not an audio-only RAVDESS name: {field} is {value:02d}, expected {expected}.")
+            raise RavdessError(
+                f"{path} is not an audio-only RAVDESS name: {field} is {value:02d}, expected {expected}."
+            )
     return {
         "emotion": EMOTIONS[emotion - 1],
         "intensity": INTENSITIES[intensity - 1],

@@ -22,6 +22,7 @@ from ser_model.audio import AudioError
 
 from . import recipe as recipes
 from .augment import BatchAugmentation
+from .card import write_card
 from .features import FeatureDataset, collate, extract_features
 from .metrics import EmotionMetric
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
@@ -35,7 +36,9 @@ class RunError(ValueError):
     """Why a run cannot be done, in one sentence."""
 
 
-def split_rows(data: datasets.Dataset, *, protocol: str, fold: int | None, seed: int, num_validation_actors: int) -> dict:
+def split_rows(
+    data: datasets.Dataset, *, protocol: str, fold: int | None, seed: int, num_validation_actors: int
+) -> dict:
     """
     Row numbers of `train`, `validation` and `test`, by the protocol.
 
@@ -106,16 +109,16 @@ def train(
     features = extract_features(
         data, extractor, speeds=recipe.augmentation.speeds, data_fingerprint=settings["data_fingerprint"]
     )
-    rows = split_rows(
-        data, protocol=protocol, fold=fold, seed=seed, num_validation_actors=recipe.num_validation_actors
-    )
+    rows = split_rows(data, protocol=protocol, fold=fold, seed=seed, num_validation_actors=recipe.num_validation_actors)
     if held_out == "test" and recipe.refit:
         rows["train"] = np.concatenate([rows["train"], rows["validation"]])
 
     labels = data["emotion"]
     speeds = recipe.augmentation.speeds
     sets = {
-        part: FeatureDataset([[features[s][i] for i in rows[part]] for s in part_speeds], [labels[i] for i in rows[part]])
+        part: FeatureDataset(
+            [[features[s][i] for i in rows[part]] for s in part_speeds], [labels[i] for i in rows[part]]
+        )
         for part, part_speeds in (("train", speeds), ("validation", (1.0,)), ("test", (1.0,)))
     }
     names = data.features["emotion"].names
@@ -231,6 +234,7 @@ def save_run(run: dict, model, extractor, output: Path, *, with_code: bool) -> d
             kind._auto_class = None
     model.float().save_pretrained(output)
     extractor.save_pretrained(output)
+    write_card(run, list(model.config.id2label.values()), extractor.sampling_rate, output / "README.md")
     run = {**run, "num_bytes": (output / "model.safetensors").stat().st_size}
     partial = output / f"{RUN_FILE}.partial"
     partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
@@ -255,7 +259,17 @@ def _finished_run(output: Path, settings: dict) -> dict | None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that a figure may depend on."""
-    names = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "numpy", "scikit-learn", "soundfile", "soxr")
+    names = (
+        "torch",
+        "torchaudio",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "numpy",
+        "scikit-learn",
+        "soundfile",
+        "soxr",
+    )
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
@@ -274,12 +288,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.train", description=__doc__)
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
     parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="all", help="what to learn from (default: %(default)s)")
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="all", help="what to learn from (default: %(default)s)"
+    )
     parser.add_argument("--fold", type=int, choices=FOLDS, help="test actors, for the protocol speaker-independent")
     parser.add_argument("--output", help="folder for the checkpoint (default: runs/RECIPE)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
     parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
-    parser.add_argument("--no-code", action="store_true", help="leave out the copy of the classes' code, as in ser_model/pretrained")  # fmt: skip
+    parser.add_argument(
+        "--no-code", action="store_true", help="leave out the copy of the classes' code, as in ser_model/pretrained"
+    )
     options = parser.parse_args(arguments)
     if (options.protocol == "speaker-independent") != (options.fold is not None):
         parser.error("--fold goes with --protocol speaker-independent, and that protocol needs it.")

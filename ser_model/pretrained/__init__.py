@@ -1,5 +1,6 @@
 """The checkpoints that ship with the code, one folder a recipe, and how to load these or any other."""
 
+import re
 from pathlib import Path
 
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
@@ -26,15 +27,22 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
 
     Raises:
         `OSError`: there is no such checkpoint, or a file of it cannot be read.
+        `ValueError`: its weights are not those of this network.
     """
     folder = FOLDER / model if model in available() else Path(model)
-    if not folder.is_dir() and model.count("/") != 1:
+    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise OSError(
             f"There is no checkpoint {model!r}: give one of {', '.join(available())}, a folder, or USER/NAME on the Hub."
         )
     location = folder if folder.is_dir() else model
+    network, info = AutoModelForAudioClassification.from_pretrained(
+        location, use_safetensors=True, output_loading_info=True
+    )
+    # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
+    if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+        raise ValueError(f"The weights in {location} are not those of this network: {', '.join(wrong)} do not match.")
     return SerPipeline(
-        model=AutoModelForAudioClassification.from_pretrained(location, use_safetensors=True).eval(),
+        model=network.eval(),
         feature_extractor=AutoFeatureExtractor.from_pretrained(location),
         task="audio-classification",
         device=device,

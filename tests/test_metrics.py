@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from train.metrics import EmotionMetric, confusion, expected_calibration_error, per_class, scores
+
+
+def test_figures_by_hand():
+    figures = EmotionMetric(keep_in_memory=True).compute(predictions=[0, 0, 0, 1], references=[0, 0, 1, 1])
+    assert figures["accuracy"] == 0.75
+    assert figures["uar"] == 0.75
+    assert figures["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+def test_uar_weighs_classes_equally():
+    figures = EmotionMetric(keep_in_memory=True).compute(predictions=[0] * 10, references=[0] * 9 + [1])
+    assert figures["accuracy"] == 0.9
+    assert figures["uar"] == 0.5
+
+
+def test_metric_takes_batches():
+    metric = EmotionMetric(keep_in_memory=True)
+    metric.add_batch(predictions=[0, 1], references=[0, 1])
+    metric.add_batch(predictions=[1], references=[0])
+    assert metric.compute()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_calibration_error():
+    references = np.array([0, 0, 0, 0, 1])
+    probabilities = np.tile([0.8, 0.2], (5, 1))
+    assert expected_calibration_error(probabilities, references) == pytest.approx(0)
+    assert expected_calibration_error(np.tile([1.0, 0.0], (5, 1)), references) == pytest.approx(0.2)
+    # two bins, of four clips and one, each by itself wrong by its own distance
+    mixed = np.array([[0.9, 0.1]] * 4 + [[0.4, 0.6]])
+    assert expected_calibration_error(mixed, references) == pytest.approx((4 * 0.1 + 0.4) / 5)
+
+
+def test_reports_of_classes():
+    probabilities = np.eye(3)[[0, 0, 1, 1]]
+    references = np.array([0, 1, 1, 1])
+    assert confusion(probabilities, references, 3) == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    report = per_class(probabilities, references, ["a", "b", "c"])
+    assert report["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
+    assert report["c"]["support"] == 0
+    assert set(scores(probabilities, references)) == {"uar", "accuracy", "macro_f1", "weighted_f1", "ece"}

@@ -1,0 +1,117 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+
+from ser_model import SerConfig, SerForAudioClassification, SerModel
+from ser_model.configuration_ser import EMOTIONS
+from ser_model.modeling_ser import SerCepstrum
+from tests.conftest import make_voice
+
+
+@pytest.fixture
+def batch(extractor):
+    waveforms = [make_voice(d, seed=i) for i, d in enumerate((0.6, 2.0, 0.05, 1.3))]
+    return waveforms, extractor(waveforms, sampling_rate=16000, return_tensors="pt")
+
+
+def test_labels_are_ravdess_order():
+    assert list(SerConfig().id2label.values()) == list(EMOTIONS)
+    assert SerConfig().label2id["surprised"] == 7
+
+
+def test_other_labels_replace_the_emotions(tmp_path):
+    for labels in ({0: "yes", 1: "no"}, {0: "a", 1: "b", 2: "c"}):
+        SerConfig(id2label=labels, label2id={v: k for k, v in labels.items()}).save_pretrained(tmp_path)
+        again = SerConfig.from_pretrained(tmp_path)
+        assert again.id2label == labels
+        assert again.num_labels == len(labels)
+    assert SerConfig(num_labels=3).num_labels == 3
+
+
+@torch.inference_mode()
+def test_batch_equals_singles_and_padding_changes_nothing(tiny_model, extractor, batch):
+    waveforms, inputs = batch
+    logits = tiny_model(**inputs).logits
+    assert logits.shape == (4, 8)
+    for waveform, expected in zip(waveforms, logits):
+        single = extractor(waveform, sampling_rate=16000, return_tensors="pt")
+        torch.testing.assert_close(tiny_model(**single).logits[0], expected, atol=1e-5, rtol=0)
+    wider = {
+        "input_features": torch.nn.functional.pad(inputs["input_features"], (0, 0, 0, 57), value=9.0),
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 57)),
+    }
+    torch.testing.assert_close(tiny_model(**wider).logits, logits, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_mask_of_ones_is_the_default(tiny_model, batch):
+    features = batch[1]["input_features"][:1]
+    masked = tiny_model(features, torch.ones(features.shape[:2], dtype=torch.long)).logits
+    torch.testing.assert_close(tiny_model(features).logits, masked)
+
+
+@torch.inference_mode()
+def test_attentions_cover_the_clip_and_nothing_else(tiny_model, batch):
+    outputs = tiny_model(**batch[1], output_attentions=True)
+    assert len(outputs.attentions) == len(tiny_model.config.num_cepstra)
+    step = math.prod(tiny_model.config.conv_strides)
+    num_frames = batch[1]["attention_mask"].sum(1)
+    for weights in outputs.attentions:
+        assert weights.shape[:2] == (4, tiny_model.config.num_attention_heads)
+        torch.testing.assert_close(weights.sum(2), torch.ones(weights.shape[:2]))
+        for clip, frames in zip(weights, num_frames):
+            assert not clip[:, math.ceil(frames.item() / step) :].any()
+    assert tiny_model(**batch[1]).attentions is None
+
+
+def test_loss_takes_classes_or_distributions(tiny_model, batch):
+    labels = torch.tensor([0, 3, 7, 3])
+    one_hot = torch.nn.functional.one_hot(labels, 8).float()
+    loss = tiny_model(**batch[1], labels=labels).loss
+    torch.testing.assert_close(tiny_model(**batch[1], labels=one_hot).loss, loss)
+
+
+def test_logits_are_the_members_mean_probability(tiny_model, batch):
+    probabilities = tiny_model(**batch[1]).logits.exp()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+
+
+def test_gradient_reaches_every_parameter(tiny_model, batch):
+    tiny_model.train()
+    tiny_model(**batch[1], labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+    for name, parameter in tiny_model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.inference_mode()
+def test_half_precision_runs(tiny_model, batch, dtype):
+    expected = tiny_model(**batch[1]).logits.softmax(-1)
+    logits = tiny_model.to(dtype)(**batch[1].to(dtype)).logits
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float().softmax(-1), expected, atol=0.03, rtol=0)
+
+
+def test_cepstrum_starts_as_the_cosine_transform():
+    expected = scipy.fft.dct(np.eye(64), type=2, norm="ortho", axis=0)[:20]
+    np.testing.assert_allclose(SerCepstrum.cosines(20, 64), expected, atol=1e-5)
+    model = SerModel(SerConfig(num_cepstra=[20]))
+    np.testing.assert_allclose(model.members[0].cepstrum.weight.detach(), expected, atol=1e-5)
+
+
+def test_saves_and_loads_equal(tiny_model, batch, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    again, info = SerForAudioClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    torch.testing.assert_close(again(**batch[1]).logits, tiny_model(**batch[1]).logits)
+
+
+def test_returns_tuples_on_request(tiny_model, batch):
+    logits, attentions = tiny_model(**batch[1], output_attentions=True, return_dict=False)
+    torch.testing.assert_close(logits, tiny_model(**batch[1]).logits)
+    states, pooled, weights = tiny_model.ser(**batch[1], output_attentions=True, return_dict=False)
+    assert len(attentions) == len(weights) == pooled.shape[1]
+    assert states.shape[0] == 4

@@ -1,0 +1,82 @@
+"""What a stranger does with a checkpoint: another process, another folder, no `ser_model`, no network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ser_model.pretrained import FOLDER, available, load_pipeline
+from tests.conftest import make_voice
+
+STRANGER = """
+import json, sys
+import numpy as np
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+
+try:
+    import ser_model
+    sys.exit("ser_model must not be importable here")
+except ImportError:
+    pass
+
+checkpoint, waveform = sys.argv[1], np.load(sys.argv[2])
+model, info = AutoModelForAudioClassification.from_pretrained(
+    checkpoint, trust_remote_code=True, output_loading_info=True
+)
+extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=True)
+logits = model.eval()(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits
+classifier = pipeline("audio-classification", model=checkpoint, trust_remote_code=True)
+print(json.dumps({
+    "missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"]),
+    "mismatched": sorted(info["mismatched_keys"]), "logits": logits[0].tolist(), "answer": classifier(waveform),
+}))
+"""
+
+
+@pytest.mark.parametrize("name", available())
+def test_loads_in_a_fresh_process(name, tmp_path):
+    pipeline = load_pipeline(name)
+    checkpoint = tmp_path / "checkpoint"
+    pipeline.model.save_pretrained(checkpoint)
+    pipeline.feature_extractor.save_pretrained(checkpoint)
+    waveform = make_voice(2.5)
+    np.save(tmp_path / "waveform.npy", waveform)
+    with torch.inference_mode():
+        inputs = pipeline.feature_extractor(waveform, sampling_rate=16000, return_tensors="pt")
+        expected = pipeline.model(**inputs).logits[0]
+
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(checkpoint), str(tmp_path / "waveform.npy")],
+        cwd=tmp_path,
+        env={**elsewhere, "HF_HOME": str(tmp_path / "empty")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["missing"] == found["unexpected"] == found["mismatched"] == []
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    scores = {answer["label"]: answer["score"] for answer in found["answer"]}
+    probabilities = dict(zip(pipeline.model.config.id2label.values(), expected.softmax(-1).tolist()))
+    assert scores == pytest.approx(probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", available())
+def test_ships_safe_and_small(name):
+    files = {path.name for path in (FOLDER / name).iterdir()}
+    assert files == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "run.json"}
+    assert (FOLDER / name / "model.safetensors").stat().st_size < 10e6
+    card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+    assert "cc-by-nc-sa-4.0" in card
+
+
+@pytest.mark.parametrize("name", ["no-such-recipe", "a/b/c", "/nowhere"])
+def test_unknown_checkpoints_are_named(name):
+    with pytest.raises(OSError, match="There is no checkpoint"):
+        load_pipeline(name)
