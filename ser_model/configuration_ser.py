@@ -1,7 +1,13 @@
 """Configuration of the speech-emotion network: every number that changes what it computes."""
 
+from typing import TYPE_CHECKING
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    # transformers copies the files that this one names, so that a fine-tuned model takes its pipeline along.
+    from .pipeline_ser import SerPipeline  # noqa: F401
 
 # RAVDESS's order: the emotion code in a file name, minus one.
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")

@@ -1,11 +1,14 @@
 """Any recording of any length -> windows -> emotions over time, behind the interface of transformers' pipelines."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import torch
-from transformers.pipelines.base import ChunkPipeline
+from transformers import AutoModelForAudioClassification
+from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 
 from .audio import AudioError, describe, read_blocks, resample
 
@@ -14,6 +17,8 @@ from .audio import AudioError, describe, read_blocks, resample
 WINDOW_S = 4.0
 # Below -80 dB of full scale there is nothing to hear in a 16-bit recording but its last bits.
 SILENCE_PEAK = 1e-4
+MAX_DOWNLOAD_BYTES = 1_000_000_000
+DOWNLOAD_TIMEOUT_S = 30.0  # without a byte
 
 
 class SerPipeline(ChunkPipeline):
@@ -40,35 +45,53 @@ class SerPipeline(ChunkPipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model.eval()  # a model that comes straight from training would still drop out at random
+
     def __call__(self, inputs, **kwargs):
         """
         Args:
-            inputs: A path, the bytes of a file, an array of shape (num_samples,) at the model's rate, a dict
-                `{"array" or "raw": array, "sampling_rate": int}`, or a list of these.
+            inputs: A path, the bytes of a file, a binary file, an array or tensor of shape (num_samples,) or
+                (num_samples, channels) at the model's rate, or a dict: `{"array" or "raw": array, "sampling_rate": int}`,
+                or `{"bytes": bytes}` or `{"path": path}` as in a column of `datasets.Audio`. Or several of these: a
+                list, a generator or a dataset.
             top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
+            allow_urls (`bool`, defaults to `False`): Fetch a path that starts with http:// or https:// from the network.
+            batch_size (`int`, defaults to 1): Windows that the network hears at a time.
 
         Returns:
             A list of `{"score": probability, "label": str}`; with `timeline=True` a dict of `label`, `score`,
             `scores` {label: probability}, `duration_s`, and `windows`, a list of `start_s, end_s, label, score, scores`
             that covers the recording once without gaps. A silent window has `label`, `score` and `scores` `None`. The
             answer for the recording is the mean of its windows' probabilities, weighted by their duration.
-            For a list of inputs, a list of these.
+            For a list of inputs, a list of these; for a generator or a dataset, an iterator over them.
 
         Raises:
             `AudioError`: a recording that cannot be read, or in which there is only silence.
         """
+        if isinstance(inputs, (list, tuple)):
+            return super().__call__(list(inputs), **kwargs) if len(inputs) else []
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, top_k=None, timeline=False, **kwargs):
-        if kwargs:
-            raise TypeError(f"SerPipeline does not know {', '.join(sorted(kwargs))}: it takes top_k and timeline.")
-        return {}, {}, {"top_k": top_k, "timeline": timeline}
+    def _sanitize_parameters(self, **kwargs):
+        """The options that were given, so that those of a call leave the others of `pipeline(...)` as they are."""
+        if unknown := sorted(set(kwargs) - {"top_k", "timeline", "allow_urls"}):
+            raise TypeError(
+                f"SerPipeline does not know {', '.join(unknown)}: it takes top_k, timeline, allow_urls and batch_size."
+            )
+        top_k = kwargs.get("top_k")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k is {top_k!r}: give a number of labels, 1 or more, or None for all of them.")
+        reading = {name: value for name, value in kwargs.items() if name == "allow_urls"}
+        return reading, {}, {name: value for name, value in kwargs.items() if name not in reading}
 
-    def preprocess(self, inputs) -> Iterator[dict]:
+    def preprocess(self, inputs, allow_urls=False) -> Iterator[dict]:
         rate = self.feature_extractor.sampling_rate
         start, has_sound = 0, False
-        for window, is_last in _mark_last(cut_windows(self._blocks(inputs), round(WINDOW_S * rate))):
+        blocks = self._blocks(inputs, allow_urls)
+        for window, is_last in _mark_last(cut_windows(blocks, round(WINDOW_S * rate))):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
             is_silent = float(np.abs(window).max()) < SILENCE_PEAK
             has_sound = has_sound or not is_silent
@@ -102,24 +125,65 @@ class SerPipeline(ChunkPipeline):
         label = max(scores, key=scores.get)
         return {"label": label, "score": scores[label], "scores": scores}
 
-    def _blocks(self, inputs) -> Iterator[np.ndarray]:
+    def _blocks(self, inputs, allow_urls: bool) -> Iterator[np.ndarray]:
         """Pieces of one mono waveform at the model's rate."""
         rate = self.feature_extractor.sampling_rate
         if isinstance(inputs, dict):
-            array = inputs.get("array", inputs.get("raw"))
-            if array is None or "sampling_rate" not in inputs:
-                raise AudioError(
-                    'A dict needs the waveform under "array" (or "raw") and its rate under "sampling_rate".'
-                )
-            yield resample(array, inputs["sampling_rate"], rate)
+            inputs = _from_dict(inputs)
+        elif hasattr(inputs, "get_all_samples"):  # what `datasets` decodes to where torchcodec is installed
+            samples = inputs.get_all_samples()
+            inputs = (samples.data.T, samples.sample_rate)
         elif isinstance(inputs, (np.ndarray, torch.Tensor)):
-            yield resample(inputs, rate, rate)
+            inputs = (inputs, rate)
+        if isinstance(inputs, tuple):
+            waveform, orig_rate = inputs
+            if isinstance(waveform, torch.Tensor):
+                waveform = waveform.detach().cpu()
+                waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+            yield resample(waveform, orig_rate, rate)
+        elif allow_urls and isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
+            with tempfile.TemporaryDirectory() as folder:
+                path = _download(inputs, os.path.join(folder, "recording"))
+                try:
+                    yield from read_blocks(path, rate)
+                except AudioError as error:
+                    raise AudioError(str(error).replace(path, inputs)) from error
         else:
             yield from read_blocks(inputs, rate)
 
     @staticmethod
     def _name(inputs) -> str:
         return describe(inputs) if isinstance(inputs, (str, os.PathLike)) else "The recording"
+
+
+def _from_dict(inputs: dict):
+    """A dict's waveform with its rate, or, as in an undecoded column of `datasets`, its file's content or path."""
+    waveform = inputs.get("raw") if inputs.get("array") is None else inputs["array"]
+    if waveform is not None and "sampling_rate" in inputs:
+        return waveform, inputs["sampling_rate"]
+    if waveform is None and (source := inputs.get("bytes") or inputs.get("path")):
+        return source
+    raise AudioError(
+        'A dict needs the waveform under "array" (or "raw") and its rate under "sampling_rate", or a file under "bytes" or '
+        '"path".'
+    )
+
+
+def _download(url: str, path: str) -> str:
+    try:
+        with (
+            open(path, "wb") as file,
+            httpx.stream("GET", url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT_S) as response,
+        ):
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                file.write(piece)
+                if file.tell() > MAX_DOWNLOAD_BYTES:
+                    raise AudioError(f"{url} has more than {MAX_DOWNLOAD_BYTES // 10**9} GB: cut it into parts.")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AudioError(f"{url} could not be fetched: {reason}") from error
+    return path
 
 
 def cut_windows(blocks: Iterator[np.ndarray], window_size: int) -> Iterator[np.ndarray]:
@@ -144,3 +208,10 @@ def _mark_last(items: Iterator) -> Iterator[tuple]:
         yield current, False
         current = following
     yield current, True
+
+
+# A registry of its own: the stock pipeline stays what other models get. `save_pretrained` then puts this file beside the
+# weights and its name into their configuration.
+PipelineRegistry({}, {}).register_pipeline(
+    "audio-classification", SerPipeline, pt_model=AutoModelForAudioClassification, type="audio"
+)

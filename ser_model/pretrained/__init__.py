@@ -1,14 +1,18 @@
 """The checkpoints that ship with the code, one folder a recipe, and how to load these or any other."""
 
+import os
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from ..pipeline_ser import SerPipeline
 
 FOLDER = Path(__file__).parent
 DEFAULT = "ser-base"
+# USER/NAME, or USER/NAME@REVISION: a commit, tag or branch.
+HUB_NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def available() -> list[str]:
@@ -16,34 +20,71 @@ def available() -> list[str]:
     return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 
 
+def default_model() -> str:
+    """
+    The checkpoint that the environment variable `SER_MODEL` names, as `USER/NAME@REVISION`, or the one that ships.
+
+    Raises:
+        `ValueError`: `SER_MODEL` names no revision: what is on the Hub could then change under a running demo.
+    """
+    model = os.environ.get("SER_MODEL")
+    if not model:
+        return DEFAULT
+    found = HUB_NAME.fullmatch(model)
+    if found is None or found["revision"] is None:
+        raise ValueError(
+            f"SER_MODEL is {model!r}: give USER/NAME@REVISION, with the commit as it stands on the Hub under Files."
+        )
+    return model
+
+
 def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
     """
     The classifier for a checkpoint.
 
     Args:
-        model: Name of a checkpoint that ships (`available()`), a folder, or `USER/NAME` on the Hub. Only the last reads
-            the network, and only if it is not in the cache.
+        model: Name of a checkpoint that ships (`available()`), a folder, or `USER/NAME` or `USER/NAME@REVISION` on the
+            Hub. Only the last two read the network, and only for what is not in the cache; no code is loaded from it.
         device: `"cpu"` or `"cuda"`.
 
     Raises:
         `OSError`: there is no such checkpoint, or a file of it cannot be read.
         `ValueError`: its weights are not those of this network.
     """
-    folder = FOLDER / model if model in available() else Path(model)
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise OSError(
-            f"There is no checkpoint {model!r}: give one of {', '.join(available())}, a folder, or USER/NAME on the Hub."
+    location, revision = _locate(model)
+    try:
+        network, info = AutoModelForAudioClassification.from_pretrained(
+            location, revision=revision, use_safetensors=True, output_loading_info=True
         )
-    location = folder if folder.is_dir() else model
-    network, info = AutoModelForAudioClassification.from_pretrained(
-        location, use_safetensors=True, output_loading_info=True
-    )
+        feature_extractor = AutoFeatureExtractor.from_pretrained(location, revision=revision)
+    except SafetensorError as error:
+        raise OSError(f"The weights in {location} are damaged: {error}.") from error
+    except RuntimeError as error:  # transformers lists the shapes that do not match over many lines
+        raise ValueError(f"The weights in {location} are not those of this network.") from error
+    except OSError as error:
+        if Path(location).is_dir():
+            raise
+        raise OSError(f"{model} could not be loaded from the Hub: {_first_line(error)}") from error
     # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         raise ValueError(f"The weights in {location} are not those of this network: {', '.join(wrong)} do not match.")
     return SerPipeline(
-        model=network.eval(),
-        feature_extractor=AutoFeatureExtractor.from_pretrained(location),
-        task="audio-classification",
-        device=device,
+        model=network.eval(), feature_extractor=feature_extractor, task="audio-classification", device=device
     )
+
+
+def _locate(model: str) -> tuple[str, str]:
+    """A folder or a repository on the Hub, and its revision, which a folder has not: then `"main"`."""
+    folder = FOLDER / model if model in available() else Path(model)
+    if folder.is_dir():
+        return str(folder), "main"
+    found = HUB_NAME.fullmatch(model)
+    if found is None:
+        raise OSError(
+            f"There is no checkpoint {model!r}: give one of {', '.join(available())}, a folder, or USER/NAME on the Hub."
+        )
+    return found["repo_id"], found["revision"] or "main"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
