@@ -18,7 +18,7 @@ class SerConfig(PreTrainedConfig):
     r"""
     num_mel_bins (`int`, defaults to 64):
         Width of one frame of `input_features`.
-    num_cepstra (`list[int]`, defaults to `[40, 0, 20]`):
+    num_cepstra (`list[int]`, defaults to `[40, 0]`):
         One entry a member of the model. A member with 0 reads the log-mel bands as they are; a member with a
         positive number starts with a discrete cosine transform to that many cepstra.
     conv_channels (`int`, defaults to 96):
@@ -41,7 +41,7 @@ class SerConfig(PreTrainedConfig):
     model_type = "ser"
 
     num_mel_bins: int = 64
-    num_cepstra: list[int] | tuple[int, ...] = (40, 0, 20)
+    num_cepstra: list[int] | tuple[int, ...] = (40, 0)
     conv_channels: int = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
     conv_kernel_size: int = 5
