@@ -1,10 +1,11 @@
 """Any recording of any length -> windows -> emotions over time, behind the interface of transformers' pipelines."""
 
+import http.client
 import os
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import torch
 from transformers import AutoModelForAudioClassification
@@ -171,18 +172,15 @@ def _from_dict(inputs: dict):
 
 def _download(url: str, path: str) -> str:
     try:
-        with (
-            open(path, "wb") as file,
-            httpx.stream("GET", url, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT_S) as response,
-        ):
-            response.raise_for_status()
-            for piece in response.iter_bytes():
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response, open(path, "wb") as file:
+            while piece := response.read(2**20):
                 file.write(piece)
                 if file.tell() > MAX_DOWNLOAD_BYTES:
                     raise AudioError(f"{url} has more than {MAX_DOWNLOAD_BYTES // 10**9} GB: cut it into parts.")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AudioError(f"{url} could not be fetched: {reason}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, AudioError):
+            raise
+        raise AudioError(f"{url} could not be fetched: {error}.") from error
     return path
 
 

@@ -1,6 +1,7 @@
 """The model card: what a checkpoint is, how good it is by its committed results, what it must not be used for."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -13,6 +14,7 @@ PROTOCOLS = {
     "random-split": "new clips of people it has heard (random 80/20 split)",
 }
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
+METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 
 TEMPLATE = """---
 {{ card_data }}
@@ -20,91 +22,151 @@ TEMPLATE = """---
 
 # {{ name }}: emotions in speech
 
-A network of {{ num_parameters }} parameters (log-mel → CNN → BiLSTM → attention) that says which of eight acted emotions
-it hears: {{ labels }}.
+A network of {{ num_parameters }} parameters (log-mel → CNN → BiLSTM → attention) that says which of {{ num_labels }}
+{{ "labels" if fine_tuning else "acted emotions" }} it hears: {{ labels }}.
 
 {{ figures }}
 
 ## Use
 
+```bash
+pip install transformers torch av soundfile soxr
+```
+
 ```python
 from transformers import pipeline
 
-classifier = pipeline("audio-classification", model="USER/{{ name }}", trust_remote_code=True)
-classifier(waveform)  # mono, float32, {{ sampling_rate }} Hz
+classifier = pipeline("audio-classification", model="{{ repo_id }}", trust_remote_code=True)
+classifier("clip.m4a", top_k=1)             # a file of any format, rate and length, without ffmpeg
+classifier(waveform)                        # mono, {{ sampling_rate }} Hz
+classifier("call.mp3", timeline=True)       # also the answer for every few seconds
 ```
+
+`trust_remote_code=True` runs the few Python files beside the weights: read them first, and pin what you have read with
+`revision=` and the commit. The weights are safetensors, and nothing is fetched from the network while it listens.
 
 ## What it is for, and what not
 
+{% if fine_tuning -%}
+It began as {{ fine_tuning.base }}, which was trained on 24 North American actors who say two sentences with an emotion
+they were told to act, and was trained further on recordings of its author's own. It is for research, teaching and play.
+Whatever is not among those recordings is outside of what was measured.
+{%- else -%}
 It was trained on 24 North American actors who say two sentences with an emotion they were told to act. It is for
-research, teaching and play. Other languages, real conversations, children, noise and telephones are outside of what was
-measured. What it hears is how a voice sounds, not what a person feels: do not use it to judge people, in hiring, policing,
-medicine, insurance, at work or at school. The European Union's AI Act forbids emotion recognition at work and in education,
-but for medical or safety reasons.
+research, teaching and play. Other languages, real conversations, children, noise and telephones are outside of what it was
+trained on.
+{%- endif %} What it hears is how a voice sounds, not what a person feels: do not use it to judge people, in hiring,
+policing, medical decisions, insurance, at work or at school. The European Union's AI Act forbids emotion recognition at
+work and in education, but for medical or safety reasons (Article 5), and elsewhere counts it among the uses of high risk
+(Annex III), whose subjects must be told (Article 50).
 
 ## Training
 
-Recipe `{{ name }}`, seed {{ seed }}, {{ protocol_note }}, {{ train_seconds }} s of training. Libraries: {{ versions }}.
+{% if fine_tuning -%}
+Fine-tuned from {{ fine_tuning.base }} on {{ fine_tuning.num_train_clips }} recordings, {{ num_epochs }} epochs, seed
+{{ seed }}, {{ train_seconds }} s of training.
+{%- else -%}
+Recipe `{{ name }}`, {{ num_epochs }} epochs, seed {{ seed }}, {{ protocol_note }}, {{ train_seconds }} s of training.
+{%- endif %} `run.json` holds every setting. Libraries: {{ versions }}.
 
 ## Data, licence, citation
 
-Trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights. {{ citation }}
+{% if fine_tuning -%}
+The network began with weights trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights.
+{%- else -%}
+Trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights.
+{%- endif %} The code beside them is Apache-2.0. If you use them, cite the data: {{ citation }}
 """
 
 
-def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path) -> None:
+def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, repo_id: str | None = None) -> None:
     """
     Args:
-        run: What `train.train` writes as `run.json`.
-        labels: The emotions in the model's order.
-        path: Where the card goes; its figures come from the results committed for the recipe.
+        run: What `train.train` or `train.finetune` writes as `run.json`.
+        labels: The labels in the model's order.
+        path: Where the card goes; its figures come from the results committed for the recipe, or from fine-tuning.
+        repo_id: Where the model will be on the Hub, as `USER/NAME`.
     """
-    name = run["recipe"]["name"]
-    results = {
-        protocol: json.loads(result_path(name, protocol).read_text(encoding="utf-8"))
-        for protocol in PROTOCOLS
-        if result_path(name, protocol).exists()
-    }
-    data = ModelCardData(
-        license="cc-by-nc-sa-4.0",
-        language="en",
-        library_name="transformers",
-        pipeline_tag="audio-classification",
-        tags=["speech-emotion-recognition", "ravdess"],
-        metrics=["accuracy", "f1", "recall"],
-        model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="audio-classification",
-                task_name="Speech emotion recognition",
-                dataset_type="ravdess",
-                dataset_name=f"RAVDESS speech, {PROTOCOLS[protocol]}",
-                dataset_config=protocol,
-                metric_type="recall" if measure == "uar" else "f1" if "f1" in measure else measure,
-                metric_name=title,
-                metric_value=round(100 * result["mean"][measure], 1),
-            )
-            for protocol, result in results.items()
-            for measure, title in MEASURES.items()
-        ]
-        or None,
-    )
-    trained_on = {"all": "on all 24 actors", "speaker-independent": f"without actors {FOLDS.get(run['fold'])}"}
+    recipe, fine_tuning = run["recipe"], run.get("fine_tuning")
+    name = repo_id.split("/")[1] if repo_id else recipe["name"]
+    results = {} if fine_tuning else _committed_results(recipe["name"])
+    trained_on = {"all": "on all 24 actors", "speaker-independent": f"without actors {FOLDS.get(run.get('fold'))}"}
     card = ModelCard.from_template(
-        data,
+        _metadata(name, _eval_results(results, fine_tuning), fine_tuning),
         template_str=TEMPLATE,
         name=name,
+        repo_id=repo_id or f"USER/{name}",
         num_parameters=f"{run['num_parameters']:,}",
+        num_labels=len(labels),
         labels=", ".join(labels),
-        figures=_figures(results),
+        figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
+        fine_tuning=fine_tuning,
         sampling_rate=sampling_rate,
         seed=run["seed"],
-        protocol_note=trained_on.get(run["protocol"], "on 80 % of the clips"),
+        num_epochs=recipe["training"]["num_epochs"],
+        protocol_note=trained_on.get(run.get("protocol"), "on 80 % of the clips"),
         train_seconds=round(run["train_seconds"]),
         versions=", ".join(f"{library} {version}" for library, version in run["versions"].items()),
         citation=CITATION,
     )
     card.save(path)
+
+
+def _committed_results(recipe_name: str) -> dict[str, dict]:
+    paths = {protocol: result_path(recipe_name, protocol) for protocol in PROTOCOLS}
+    return {protocol: json.loads(path.read_text(encoding="utf-8")) for protocol, path in paths.items() if path.exists()}
+
+
+def _metadata(name: str, eval_results: list[EvalResult], fine_tuning: dict | None) -> ModelCardData:
+    base = fine_tuning["base"] if fine_tuning else ""
+    return ModelCardData(
+        license="cc-by-nc-sa-4.0",
+        language=None if fine_tuning else "en",
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["speech-emotion-recognition", "ravdess", "audio", "safetensors"],
+        # The Hub links a base model only by its name there.
+        base_model=base.split("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", base) else None,
+        metrics=["accuracy", "f1", "recall"],
+        model_name=name,
+        eval_results=eval_results or None,
+    )
+
+
+def _eval_results(results: dict[str, dict], fine_tuning: dict | None) -> list[EvalResult]:
+    """The figures as the Hub's `model-index` wants them, in per cent."""
+    if fine_tuning:
+        sources = [("own recordings", "own", fine_tuning["split"], fine_tuning["validation"])]
+    else:
+        sources = [
+            (f"RAVDESS speech, {PROTOCOLS[protocol]}", "ravdess", protocol, result["mean"])
+            for protocol, result in results.items()
+        ]
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech emotion recognition",
+            dataset_type=dataset_type,
+            dataset_name=dataset_name,
+            dataset_config=config,
+            metric_type=METRIC_TYPES[measure],
+            metric_name=title,
+            metric_value=round(100 * figures[measure], 1),
+        )
+        for dataset_name, dataset_type, config, figures in sources
+        for measure, title in MEASURES.items()
+    ]
+
+
+def _fine_tuned_figures(fine_tuning: dict) -> str:
+    measured = fine_tuning["validation"]
+    values = ", ".join(f"{title} {100 * measured[name]:.1f} %" for name, title in MEASURES.items())
+    heard = (
+        "of speakers that it was not trained on"
+        if fine_tuning["split"] == "by speaker"
+        else "kept out at random, whose speakers it may have been trained on"
+    )
+    return f"On {fine_tuning['num_validation_clips']} recordings {heard}: {values}."
 
 
 def _figures(results: dict[str, dict]) -> str:
@@ -119,5 +181,8 @@ def _figures(results: dict[str, dict]) -> str:
         recalls = ", ".join(f"{label} {100 * v['recall']:.0f}" for label, v in result["per_class"].items())
         genders = ", ".join(f"{gender} {100 * v['uar']:.1f}" for gender, v in result["by_gender"].items())
         lines += ["", f"On people never heard: recall in per cent of {recalls}; UAR of {genders} voices."]
+        if conditions := result.get("conditions"):
+            changed = ", ".join(f"{condition} {100 * v['uar']:.1f}" for condition, v in conditions.items())
+            lines += ["", f"The same people outside the studio, by simulation: UAR of {changed}."]
     lines += ["", "UAR is the mean recall over the eight emotions; chance is 12.5 %, listeners reach 62.4 % accuracy."]
     return "\n".join(lines)
