@@ -17,7 +17,7 @@ import transformers
 from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments
 
-from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
+from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
 
 from . import recipe as recipes
@@ -25,10 +25,10 @@ from .augment import BatchAugmentation
 from .card import write_card
 from .features import FeatureDataset, collate, extract_features
 from .metrics import EmotionMetric
+from .push import RUN_FILE, check_login, push
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
 
 PROTOCOLS = ("all", "speaker-independent", "random-split")
-RUN_FILE = "run.json"  # written last: a folder that holds it is a finished run
 CHECKPOINTS = "checkpoints"
 
 
@@ -75,6 +75,7 @@ def train(
     allow_incomplete: bool = False,
     with_code: bool = True,
     quiet: bool = False,
+    hub_model_id: str | None = None,
 ) -> dict:
     """
     Trains one network and writes `output`: weights, configuration, extractor, their code, and `run.json` with the
@@ -86,6 +87,8 @@ def train(
         held_out: `"test"` scores test clips; `"validation"` scores validation clips, for choosing between recipes:
             then neither validation nor test clips are learnt from.
         with_code: Put the classes' code beside the weights.
+        hub_model_id: `USER/NAME` on the Hub, where the Trainer puts the weights now and then; what can be loaded from
+            there is what `push` puts there in the end.
 
     Returns:
         What `run.json` holds.
@@ -129,7 +132,14 @@ def train(
         **recipe.model,
     )
     trainer = make_trainer(
-        recipe, SerForAudioClassification(config), extractor, sets, output=output, seed=seed, quiet=quiet
+        recipe,
+        SerForAudioClassification(config),
+        extractor,
+        sets,
+        output=output,
+        seed=seed,
+        quiet=quiet,
+        hub_model_id=hub_model_id,
     )
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
@@ -171,7 +181,15 @@ class SerTrainer(Trainer):
 
 
 def make_trainer(
-    recipe: recipes.Recipe, model, extractor: SerFeatureExtractor, sets: dict, *, output: Path, seed: int, quiet: bool
+    recipe: recipes.Recipe,
+    model,
+    extractor: SerFeatureExtractor,
+    sets: dict,
+    *,
+    output: Path,
+    seed: int,
+    quiet: bool = False,
+    hub_model_id: str | None = None,
 ) -> SerTrainer:
     settings = recipe.training
     metric = EmotionMetric(keep_in_memory=True)
@@ -201,6 +219,8 @@ def make_trainer(
         label_names=["labels"],
         seed=seed,
         bf16=torch.cuda.is_available(),
+        push_to_hub=hub_model_id is not None,
+        hub_model_id=hub_model_id,
     )
     return SerTrainer(
         model=model,
@@ -229,14 +249,17 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 def save_run(run: dict, model, extractor, output: Path, *, with_code: bool) -> dict:
     """Writes a finished run into `output`, `run.json` last, and drops the checkpoints it no longer needs."""
-    if not with_code:
+    model.float()
+    if with_code:
+        SerPipeline(model=model, feature_extractor=extractor, task="audio-classification").save_pretrained(output)
+    else:
         for kind in (SerConfig, SerFeatureExtractor, SerForAudioClassification):
             kind._auto_class = None
-    model.float().save_pretrained(output)
-    extractor.save_pretrained(output)
+        model.save_pretrained(output)
+        extractor.save_pretrained(output)
     write_card(run, list(model.config.id2label.values()), extractor.sampling_rate, output / "README.md")
     run = {**run, "num_bytes": (output / "model.safetensors").stat().st_size}
-    partial = output / f"{RUN_FILE}.partial"
+    partial = output / f"{RUN_FILE}.partial"  # RUN_FILE is written last: a folder that holds it is a finished run
     partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
     os.replace(partial, output / RUN_FILE)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
@@ -298,11 +321,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-code", action="store_true", help="leave out the copy of the classes' code, as in ser_model/pretrained"
     )
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="put the network on the Hub, too, while it trains")
     options = parser.parse_args(arguments)
+    if options.push_to_hub and options.no_code:
+        parser.error("--push-to-hub needs the code that --no-code leaves out.")
     if (options.protocol == "speaker-independent") != (options.fold is not None):
         parser.error("--fold goes with --protocol speaker-independent, and that protocol needs it.")
     use_one_thread()
     try:
+        if options.push_to_hub:
+            check_login(options.push_to_hub)
         recipe = recipes.load_recipe(options.recipe)
         output = Path(options.output or f"runs/{recipe.name}")
         run = train(
@@ -314,10 +342,14 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             allow_incomplete=options.allow_incomplete,
             with_code=not options.no_code,
+            hub_model_id=options.push_to_hub,
         )
+        url = push(output, options.push_to_hub) if options.push_to_hub else None
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
         return explain(error)
     print(f"{output}: {run['num_parameters']:,} parameters, trained in {run['train_seconds']:.0f} s.")
+    if url:
+        print(f"Pushed: {url}")
     return 0
 
 
