@@ -93,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def whoami(self, body):
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._say(401, {"error": "Invalid username or password."})
         self._say(
             200, {"type": "user", "name": "user", "fullname": "user", "orgs": [], "auth": {"type": "access_token"}}
         )

@@ -9,11 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import torch
 from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
+
+from transformers.utils import logging
 
 from ser_model import SerPipeline
 from ser_model.pretrained import load_pipeline
@@ -68,11 +70,12 @@ def push(checkpoint: Path, repo_id: str, *, private: bool | None = None) -> str:
             refuses it.
     """
     check_login(repo_id)
+    api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         stage(checkpoint, repo_id, Path(folder))
         try:
-            url = huggingface_hub.create_repo(repo_id, private=private, exist_ok=True)
-            huggingface_hub.upload_folder(
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(
                 repo_id=url.repo_id,
                 folder_path=folder,
                 commit_message=f"Upload {checkpoint.name}",
@@ -87,11 +90,15 @@ def check_login(repo_id: str) -> None:
     """Refuses, before any work is done, what the Hub would refuse: a name without its user, or no token."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PushError(f"{repo_id!r} is not a name on the Hub: give USER/NAME.")
-    if huggingface_hub.get_token() is None:
+    if get_token() is None:
         raise PushError(
             "You are not logged in to the Hub: run `hf auth login` with a token that may write "
             "(https://huggingface.co/settings/tokens), or set HF_TOKEN."
         )
+    try:
+        HfApi().whoami()
+    except (HTTPError, OSError) as error:
+        raise PushError(f"The Hub does not let you in: {_reason(error)}") from error
 
 
 def stage(checkpoint: Path, repo_id: str, folder: Path) -> None:
@@ -164,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repo-id", required=True, help="USER/NAME on the Hub; made if there is none")
     parser.add_argument("--private", action="store_true", default=None, help="only you see a new repository")
     options = parser.parse_args(arguments)
+    logging.set_verbosity_error()  # what is wrong with a checkpoint is said here, in one line
+    logging.disable_progress_bar()
     try:
         url = push(Path(options.checkpoint), options.repo_id, private=options.private)
     except PushError as error:

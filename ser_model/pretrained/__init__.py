@@ -1,9 +1,13 @@
 """The checkpoints that ship with the code, one folder a recipe, and how to load these or any other."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
+from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
@@ -11,6 +15,7 @@ from ..pipeline_ser import SerPipeline
 
 FOLDER = Path(__file__).parent
 DEFAULT = "ser-base"
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
 # USER/NAME, or USER/NAME@REVISION: a commit, tag or branch.
 HUB_NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
@@ -51,40 +56,42 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
         `OSError`: there is no such checkpoint, or a file of it cannot be read.
         `ValueError`: its weights are not those of this network.
     """
-    location, revision = _locate(model)
+    folder = _find(model)
     try:
         network, info = AutoModelForAudioClassification.from_pretrained(
-            location, revision=revision, use_safetensors=True, output_loading_info=True
+            folder, use_safetensors=True, output_loading_info=True
         )
-        feature_extractor = AutoFeatureExtractor.from_pretrained(location, revision=revision)
+        feature_extractor = AutoFeatureExtractor.from_pretrained(folder)
     except SafetensorError as error:
-        raise OSError(f"The weights in {location} are damaged: {error}.") from error
+        raise OSError(f"The weights in {folder} are damaged: {error}.") from error
     except RuntimeError as error:  # transformers lists the shapes that do not match over many lines
-        raise ValueError(f"The weights in {location} are not those of this network.") from error
-    except OSError as error:
-        if Path(location).is_dir():
-            raise
-        raise OSError(f"{model} could not be loaded from the Hub: {_first_line(error)}") from error
+        raise ValueError(f"The weights in {folder} are not those of this network.") from error
     # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-        raise ValueError(f"The weights in {location} are not those of this network: {', '.join(wrong)} do not match.")
+        raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong)} do not match.")
     return SerPipeline(
         model=network.eval(), feature_extractor=feature_extractor, task="audio-classification", device=device
     )
 
 
-def _locate(model: str) -> tuple[str, str]:
-    """A folder or a repository on the Hub, and its revision, which a folder has not: then `"main"`."""
+def _find(model: str) -> Path:
+    """The folder of a checkpoint, out of the Hub's cache if it is there."""
     folder = FOLDER / model if model in available() else Path(model)
     if folder.is_dir():
-        return str(folder), "main"
+        return folder
     found = HUB_NAME.fullmatch(model)
     if found is None:
         raise OSError(
             f"There is no checkpoint {model!r}: give one of {', '.join(available())}, a folder, or USER/NAME on the Hub."
         )
-    return found["repo_id"], found["revision"] or "main"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    wanted = {**found.groupdict(), "allow_patterns": FILES}
+    if re.fullmatch("[0-9a-f]{40}", found["revision"] or ""):  # a commit never changes: no need to ask
+        with contextlib.suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(**wanted, local_files_only=True))
+            if all((folder / file).exists() for file in FILES):
+                return folder
+    try:
+        return Path(snapshot_download(**wanted))
+    except (HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{model} could not be loaded from the Hub: {reason}") from error
