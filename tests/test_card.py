@@ -103,7 +103,9 @@ def test_fine_tuned_card_speaks_of_its_own_figures(results, tmp_path):
     }
     run = {**RUN, "recipe": {**RUN["recipe"], "name": "mine"}, "fine_tuning": fine_tuning}
     found = write(tmp_path, run, ["no", "yes"])
-    assert {(e.dataset_type, e.metric_value) for e in found.data.eval_results} == {("own", v) for v in (75.0, 80.0, 70.0)}
+    assert {(e.dataset_type, e.metric_value) for e in found.data.eval_results} == {
+        ("own", v) for v in (75.0, 80.0, 70.0)
+    }
     assert found.data.base_model == "user/ser-base"
     text = " ".join(found.text.split())
     assert "which of 2 labels it hears: no, yes" in text and "speakers that it was not trained on: UAR 75.0 %" in text

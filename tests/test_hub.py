@@ -1,5 +1,7 @@
 """The whole way over real HTTP: pushed with huggingface_hub, loaded by a stranger's process with an empty cache."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 
-from ser_model.pretrained import load_pipeline
+from ser_model.pretrained import default_model, load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
 from tests.hub_server import TOKEN, serve
 from tests.test_audio import encode
 from tests.test_push import make_checkpoint
+from train import push, train
 
 HOUR_S = 3600
 # What a stranger has: neither torchaudio nor any program on the PATH, so no ffmpeg. Found before anything is imported.
@@ -66,11 +70,26 @@ def run(command, *, cwd=ROOT, env):
     return done
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_hub(hub, tmp_path_factory):
+    """This process, too, meets the test's own Hub, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        yield
+
+
 @pytest.fixture(scope="module")
-def pushed(hub, checkpoint, tmp_path_factory):
+def pushed(hub, checkpoint):
     """What the command said, with user/ser-base now on the Hub."""
-    env = environment(hub, tmp_path_factory.mktemp("cache"), HF_TOKEN=TOKEN)
-    return run(["-m", "train.push", "--checkpoint", str(checkpoint), "--repo-id", "user/ser-base"], env=env)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert push.main(["--checkpoint", str(checkpoint), "--repo-id", "user/ser-base"]) == 0
+    return said.getvalue()
 
 
 @pytest.fixture
@@ -88,8 +107,7 @@ def stranger(hub, tmp_path):
 
 
 def test_pushes_everything_in_one_commit_and_says_where(hub, pushed, checkpoint):
-    assert pushed.stdout.splitlines()[-1] == f"Pushed: {hub.url}/user/ser-base"
-    assert TOKEN not in pushed.stdout + pushed.stderr
+    assert pushed == f"Pushed: {hub.url}/user/ser-base\n"
     first, *commits = hub.repos["models/user/ser-base"]
     assert len(commits) == 1
     files = commits[0]["files"]
@@ -99,65 +117,48 @@ def test_pushes_everything_in_one_commit_and_says_where(hub, pushed, checkpoint)
     }  # fmt: skip
     assert not any(TOKEN.encode() in content for content in files.values())
     assert b'model="user/ser-base"' in files["README.md"]
+    config = json.loads(files["config.json"])
+    assert config["custom_pipelines"]["audio-classification"]["impl"] == "pipeline_ser.SerPipeline"
 
 
-def test_stranger_hears_every_kind_of_recording(hub, pushed, checkpoint, stranger, tmp_path):
+def test_stranger_hears_every_kind_of_recording(pushed, checkpoint, stranger, tmp_path):
     waveform = make_voice(3.0, rate=48000)
-    soundfile.write(tmp_path / "stereo.wav", np.stack([waveform, waveform], 1), 48000, subtype="FLOAT")
-    encode(tmp_path / "clip.m4a", waveform, codec="aac")
+    stereo, m4a, hour = (str(tmp_path / name) for name in ("stereo.wav", "clip.m4a", "hour.wav"))
+    soundfile.write(stereo, np.stack([waveform, waveform], 1), 48000, subtype="FLOAT")
+    encode(m4a, waveform, codec="aac")
+    minute = make_voice(60.0)
+    with soundfile.SoundFile(hour, "w", 16000, 1) as file:
+        for _ in range(HOUR_S // 60):
+            file.write(minute)
     np.save(tmp_path / "waveform.npy", waveform)
-    answers = stranger(
+    np.save(tmp_path / "at_16_khz.npy", minute[:40000])
+    found = stranger(
         f"""
-import numpy as np
+import resource
+import numpy as np, torch
 from transformers import pipeline
-folder = {str(tmp_path)!r}
-waveform = np.load(f"{{folder}}/waveform.npy")
+torch.set_num_threads(1)
+waveform, at_16_khz = np.load("../waveform.npy"), np.load("../at_16_khz.npy")
 classifier = pipeline("audio-classification", model="user/ser-base", trust_remote_code=True)
-inputs = [f"{{folder}}/stereo.wav", f"{{folder}}/clip.m4a", {{"array": waveform, "sampling_rate": 48000}}]
-array = np.asarray(classifier.feature_extractor.sampling_rate * [0.0], np.float32)
-array[::100] = 0.5
-print(json.dumps([type(classifier).__name__, *classifier(inputs), classifier(array)]))
+answers = classifier([{stereo!r}, {m4a!r}, {{"array": waveform, "sampling_rate": 48000}}, at_16_khz], batch_size=8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+hour = classifier({hour!r}, timeline=True, batch_size=8)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([type(classifier).__name__, answers, hour["duration_s"], len(hour["windows"]), grown]))
 """,
         bare=True,
     )
+    name, answers, *long, grown_kib = found
     ours = load_pipeline(str(checkpoint))
-    array = np.zeros(16000, np.float32)
-    array[::100] = 0.5
-    expected = [
-        ours(str(tmp_path / "stereo.wav")),
-        ours(str(tmp_path / "clip.m4a")),
-        ours(str(tmp_path / "stereo.wav")),
-    ]
-    assert answers[0] == "SerPipeline"
-    for found, wanted in zip(answers[1:], [*expected, ours(array)], strict=True):
-        assert as_scores(found) == pytest.approx(as_scores(wanted), abs=1e-4)
+    assert name == "SerPipeline"
+    for answer, same in zip(answers, (stereo, m4a, stereo, minute[:40000]), strict=True):
+        assert as_scores(answer) == pytest.approx(as_scores(ours(same)), abs=1e-4)
+    assert long == [HOUR_S, HOUR_S // 4]
+    assert grown_kib < 60_000  # the hour itself is 225,000
 
 
 def as_scores(answer):
     return {entry["label"]: entry["score"] for entry in answer}
-
-
-def test_stranger_hears_an_hour_in_little_memory(pushed, stranger, tmp_path):
-    minute = make_voice(60.0)
-    soundfile.write(tmp_path / "minute.wav", minute, 16000)
-    with soundfile.SoundFile(tmp_path / "hour.wav", "w", 16000, 1) as file:
-        for _ in range(HOUR_S // 60):
-            file.write(minute)
-    answer = stranger(
-        f"""
-import resource, torch
-from transformers import pipeline
-torch.set_num_threads(1)
-classifier = pipeline("audio-classification", model="user/ser-base", trust_remote_code=True)
-classifier({str(tmp_path / "minute.wav")!r}, batch_size=8)  # what any first call needs
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-answer = classifier({str(tmp_path / "hour.wav")!r}, timeline=True, batch_size=8)
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([answer["duration_s"], len(answer["windows"]), grown]))
-"""
-    )
-    assert answer[:2] == [HOUR_S, HOUR_S // 4]
-    assert answer[2] < 50_000  # KiB; the hour alone is 225,000
 
 
 def test_stranger_loads_the_parts_at_a_revision(hub, pushed, checkpoint, stranger, tmp_path):
@@ -192,23 +193,20 @@ print(json.dumps({{
     assert as_scores(found["stock"]) == pytest.approx(as_scores(ours(waveform)), abs=1e-5)
 
 
-def test_our_own_loader_takes_a_revision_and_runs_no_code_of_the_hub(hub, pushed, checkpoint, stranger, tmp_path):
+def test_our_own_loader_takes_a_revision_and_runs_no_code_of_the_hub(hub, pushed, checkpoint, voice, monkeypatch):
     commit = hub.repos["models/user/ser-base"][1]["oid"]
-    code = f"""
-sys.path.insert(0, {str(ROOT)!r})
-import numpy as np
-from ser_model.pretrained import default_model, load_pipeline
-classifier = load_pipeline(default_model())
-print(json.dumps([type(classifier.model).__module__, classifier(np.load({str(tmp_path / "w.npy")!r}))]))
-"""
-    waveform = make_voice(1.0)
-    np.save(tmp_path / "w.npy", waveform)
-    module, answer = stranger(code, SER_MODEL=f"user/ser-base@{commit}")
-    assert module == "ser_model.modeling_ser"
-    assert as_scores(answer) == pytest.approx(as_scores(load_pipeline(str(checkpoint))(waveform)), abs=1e-5)
+    monkeypatch.setenv("SER_MODEL", f"user/ser-base@{commit}")
     hub.requests.clear()
-    again = stranger(code, SER_MODEL=f"user/ser-base@{commit}", HF_ENDPOINT="http://127.0.0.1:9")  # now from the cache
-    assert as_scores(again[1]) == pytest.approx(as_scores(answer))
+    classifier = load_pipeline(default_model())
+    assert type(classifier.model).__module__ == "ser_model.modeling_ser"
+    assert as_scores(classifier(voice)) == pytest.approx(as_scores(load_pipeline(str(checkpoint))(voice)), abs=1e-5)
+    assert hub.requests and not [request for request in hub.requests if ".py" in request]
+    hub.requests.clear()
+    assert as_scores(load_pipeline(default_model())(voice)) == as_scores(classifier(voice))
+    assert not hub.requests  # a commit that is in the cache is not asked for again
+    with pytest.raises(OSError, match="could not be loaded from the Hub") as caught:
+        load_pipeline("user/no-such")
+    assert "\n" not in str(caught.value)
 
 
 def test_stranger_pushes_a_fine_tuned_model(hub, pushed, stranger):
@@ -240,7 +238,7 @@ print(json.dumps([before, after, type(classifier).__name__]))
 
 
 def test_dataset_goes_to_the_hub_and_back(hub, stranger, tmp_path):
-    folder = make_ravdess(tmp_path / "ravdess", actors=(1, 2))
+    folder = make_ravdess(tmp_path / "ravdess", actors=(1,))
     rows = stranger(
         f"""
 sys.path.insert(0, {str(ROOT)!r})
@@ -256,4 +254,33 @@ print(json.dumps([len(data), names[first["emotion"]], len(read_audio(first["audi
 """,
         HF_TOKEN=TOKEN,
     )
-    assert rows == [120, "neutral", 4800]
+    assert rows == [60, "neutral", 4800]
+
+
+def test_trainer_pushes_while_it_trains_and_ends_with_what_loads(hub, tmp_path, voice, monkeypatch):
+    """The Trainer's own pushes hold neither the extractor's code nor the pipeline; the last commit does."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = make_ravdess(tmp_path / "ravdess", actors=(1,))
+    tiny = {
+        "model": {"num_cepstra": [0], "conv_channels": 8, "lstm_hidden_size": 4, "num_attention_heads": 1},
+        "training": {"num_epochs": 2},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    arguments = [
+        "--recipe",
+        tmp_path / "tiny.yaml",
+        "--data",
+        folder,
+        "--allow-incomplete",
+        "--output",
+        tmp_path / "out",
+    ]
+    assert train.main([*map(str, arguments), "--push-to-hub", "user/tiny"]) == 0
+    *earlier, last = hub.repos["models/user/tiny"]
+    assert any("Training in progress" in commit["title"] for commit in earlier)
+    assert not any("training_args" in path or "checkpoint" in path for path in last["files"])
+    downloaded = load_pipeline("user/tiny")
+    assert as_scores(downloaded(voice)) == pytest.approx(
+        as_scores(load_pipeline(str(tmp_path / "out"))(voice)), abs=1e-6
+    )
+    assert "pipeline_ser.py" in last["files"] and b'model="user/tiny"' in last["files"]["README.md"]

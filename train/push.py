@@ -14,7 +14,6 @@ import torch
 from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
-
 from transformers.utils import logging
 
 from ser_model import SerPipeline
