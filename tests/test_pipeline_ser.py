@@ -1,3 +1,10 @@
+import functools
+import http.server
+import io
+import re
+import threading
+
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -74,6 +81,97 @@ def test_silent_windows_have_no_emotion(classifier):
 def test_silence_is_refused(classifier):
     with pytest.raises(AudioError, match="silent"):
         classifier(np.zeros(12 * 16000, np.float32))
+
+
+def test_batches_answer_like_single_windows(classifier):
+    recordings = [make_voice(d, seed=i) for i, d in enumerate((11.0, 0.7, 4.0, 23.0))]
+    recordings[0][: 4 * 16000] = 0  # a silent window in a batch
+    one_by_one = [classifier(recording, timeline=True) for recording in recordings]
+    for together, alone in zip(classifier(recordings, timeline=True, batch_size=3), one_by_one, strict=True):
+        assert together["scores"] == pytest.approx(alone["scores"], abs=1e-5)
+        assert [w["label"] for w in together["windows"]] == [w["label"] for w in alone["windows"]]
+
+
+def test_options_of_the_pipeline_hold_until_a_call_says_otherwise(tiny_model, extractor, voice):
+    classifier = SerPipeline(model=tiny_model, feature_extractor=extractor, task="audio-classification", top_k=2)
+    assert len(classifier(voice)) == 2
+    assert len(classifier(voice, top_k=3)) == 3
+    assert len(classifier(voice, top_k=None)) == 8
+    assert len(classifier(voice, top_k=99)) == 8
+    assert len(classifier([voice, voice])[1]) == 2
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, "all"])
+def test_impossible_top_k_is_refused(classifier, voice, top_k):
+    with pytest.raises(ValueError, match="give a number of labels"):
+        classifier(voice, top_k=top_k)
+
+
+def test_files_tensors_and_undecoded_columns(classifier, tmp_path, voice):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, voice, 16000, subtype="FLOAT")
+    expected = classifier(voice, timeline=True)["scores"]
+    undecoded = {"bytes": path.read_bytes(), "path": "clip.wav"}  # as `datasets.Audio(decode=False)` gives
+    for same in (
+        path,
+        {"bytes": None, "path": str(path)},
+        undecoded,
+        torch.tensor(voice, requires_grad=True),
+        torch.tensor(np.stack([voice, voice], 1)),
+        {"raw": torch.tensor(voice), "sampling_rate": 16000},
+        io.BytesIO(path.read_bytes()),
+    ):
+        assert classifier(same, timeline=True)["scores"] == pytest.approx(expected, abs=1e-4)
+    dataset = datasets.Dataset.from_list([undecoded] * 2)
+    assert [answer["scores"] for answer in classifier((row for row in dataset), timeline=True)] == [
+        pytest.approx(expected, abs=1e-4)
+    ] * 2
+    assert [answer["scores"] for answer in classifier((voice, path), timeline=True)] == [
+        pytest.approx(expected, abs=1e-4)
+    ] * 2
+    assert classifier([]) == []
+
+
+@pytest.mark.parametrize("bad", [{}, {"array": np.ones(16000)}, {"sampling_rate": 16000}, {"bytes": None}, 3.5])
+def test_what_is_no_recording_is_refused(classifier, bad):
+    with pytest.raises(AudioError):
+        classifier(bad)
+
+
+def test_a_model_fresh_from_training_does_not_drop_out(tiny_model, extractor, voice):
+    classifier = SerPipeline(model=tiny_model.train(), feature_extractor=extractor, task="audio-classification")
+    assert classifier(voice) == classifier(voice)
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The address of a folder served on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_are_fetched_only_when_asked(classifier, tmp_path, site, voice):
+    soundfile.write(tmp_path / "clip.wav", voice, 16000, subtype="FLOAT")
+    (tmp_path / "page.html").write_text("<p>no sound</p>")
+    with pytest.raises(AudioError, match="is an address"):
+        classifier(f"{site}/clip.wav")
+    with pytest.raises(AudioError, match="is an address"):
+        classifier(f"{site}/clip.wav", allow_urls=False)
+    found = classifier(f"{site}/clip.wav", allow_urls=True, timeline=True)["scores"]
+    assert found == pytest.approx(classifier(voice, timeline=True)["scores"], abs=1e-4)
+    for address in ("page.html", "missing.wav", "a%"):
+        with pytest.raises(AudioError, match=re.escape(f"{site}/{address}")) as caught:
+            classifier(f"{site}/{address}", allow_urls=True)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(AudioError, match="could not be fetched"):
+        classifier("http://127.0.0.1:9/clip.wav", allow_urls=True)
 
 
 def test_unknown_options_are_refused(classifier, voice):
