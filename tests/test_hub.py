@@ -209,6 +209,21 @@ def test_our_own_loader_takes_a_revision_and_runs_no_code_of_the_hub(hub, pushed
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("model", ["user/ser-base", "ser-base", "user/a b@main", "@main"])
+def test_a_demo_follows_no_moving_target(monkeypatch, model):
+    monkeypatch.setenv("SER_MODEL", model)
+    with pytest.raises(ValueError, match="give USER/NAME@REVISION"):
+        default_model()
+
+
+@pytest.mark.parametrize("model", [None, ""])
+def test_a_demo_shows_what_ships_unless_told_otherwise(monkeypatch, model):
+    monkeypatch.delenv("SER_MODEL", raising=False)
+    if model is not None:
+        monkeypatch.setenv("SER_MODEL", model)
+    assert default_model() == "ser-base"
+
+
 def test_stranger_pushes_a_fine_tuned_model(hub, pushed, stranger):
     """Whoever tunes the model further shares it by transformers' own means, and the pipeline goes along."""
     before, after, name = stranger(

@@ -101,7 +101,7 @@ def finetune(
         "versions": versions(),
         "history": trainer.state.log_history,
         "fine_tuning": {
-            "base": model,
+            "base": Path(model).resolve().name if Path(model).is_dir() else model,  # no path of this machine
             "labels": names,
             "num_train_clips": len(train),
             "num_validation_clips": len(validation),
