@@ -18,7 +18,7 @@ MAX_WAITING = 50
 PAGE = Path(__file__).parent / "demo"
 
 LAUNCH = {
-    "max_file_size": "100mb",
+    "max_file_size": f"{tabs.MAX_UPLOAD_MB}mb",
     "show_error": True,
     "mcp_server": True,
     "footer_links": ["api", "gradio", "settings"],
@@ -51,7 +51,7 @@ def build_demo(classifier: SerPipeline, *, recipe: str | None = DEFAULT, results
     results = load_results(results_folder)
     with gr.Blocks(title="How does it sound?", analytics_enabled=False, delete_cache=(CLEAN_EVERY_S, KEEP_S)) as demo:
         gr.Markdown(ABOUT)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Analyse"):
                 tabs.analyse_tab(classifier)
             with gr.Tab("Live"):

@@ -43,7 +43,7 @@ def name(label: str | None) -> str:
     """An emotion as the page writes it everywhere."""
     if label is None:
         return '<span class="name">– silence</span>'
-    return f'<span class="name"><span aria-hidden="true">{glyph(label)}</span> {escape(label)}</span>'
+    return f'<span class="name"><span class="glyph" aria-hidden="true">{glyph(label)}</span> {escape(label)}</span>'
 
 
 def percent(share: float | None) -> str:
@@ -55,20 +55,20 @@ def headline(answer: dict | None, *, silent: bool = False, waiting: str = "") ->
     if silent:
         return _headline("🔇", "No speech heard", "It is silent.")
     if answer is None:
-        return _headline("🎙️", "Nothing heard yet", waiting)
+        return _headline("🎙️", "Nothing heard yet", escape(waiting))
+    label, confidence = answer["label"], percent(answer["score"])
     if is_unsure(answer):
-        guess = f"best guess: {glyph(answer['label'])} {answer['label']}, {percent(answer['score'])}"
-        return _headline("❔", "Unsure", f"{guess} (below {percent(UNSURE_BELOW)} it does not commit itself)")
-    return _headline(
-        glyph(answer["label"]), answer["label"].capitalize(), f"confidence {percent(answer['score'])}", answer["label"]
-    )
+        threshold = percent(UNSURE_BELOW)
+        return _headline(
+            "❔", "Unsure", f"Best guess: {name(label)}, {confidence} (below {threshold} it is only a guess)"
+        )
+    return _headline(glyph(label), escape(label.capitalize()), f"Confidence {confidence}", color(label))
 
 
-def _headline(sign: str, words: str, below: str, label: str = "") -> str:
-    edge = color(label) if label else "var(--border-color-primary)"
+def _headline(sign: str, words: str, below: str, edge: str = "var(--border-color-primary)") -> str:
     return (
-        f'<div class="headline" role="status" style="border-color:{edge}"><span class="sign" aria-hidden="true">{sign}'
-        f"</span><div><strong>{escape(words)}</strong><span>{escape(below)}</span></div></div>"
+        f'<div class="headline" role="status" style="border-color:{edge}"><span class="sign glyph" aria-hidden="true">{sign}'
+        f'</span><div><strong>{words}</strong><span class="quiet">{below}</span></div></div>'
     )
 
 

@@ -4,7 +4,7 @@ import json
 from html import escape
 from pathlib import Path
 
-from .pictures import color, glyph, name
+from .pictures import glyph, name
 
 FOLDER = Path(__file__).parents[1] / "train" / "results"
 PROTOCOLS = {
@@ -24,14 +24,15 @@ def load_results(folder: Path = FOLDER) -> dict[str, dict[str, dict]]:
     return results
 
 
-def figures_line(by_protocol: dict[str, dict]) -> str:
-    """A recipe's two main figures in a line."""
-    if not by_protocol:
-        return "Not measured yet."
-    return " ".join(
-        f"{PROTOCOLS[protocol]}: UAR {percent(result['mean']['uar'])}, accuracy {percent(result['mean']['accuracy'])}."
-        for protocol, result in by_protocol.items()
-    )
+def figures_lines(by_protocol: dict[str, dict]) -> str:
+    """A recipe's two main figures under each protocol."""
+    lines = [
+        f"{words}: UAR {percent(by_protocol[protocol]['mean']['uar'])}, "
+        f"accuracy {percent(by_protocol[protocol]['mean']['accuracy'])}."
+        for protocol, words in PROTOCOLS.items()
+        if protocol in by_protocol
+    ]
+    return "".join(f"<p>{line}</p>" for line in lines or ["Not measured yet."])
 
 
 def percent(share: float) -> str:
@@ -53,20 +54,20 @@ def page(results: dict[str, dict[str, dict]], recipe: str | None) -> str:
 
 
 def _summary(by_protocol: dict[str, dict]) -> str:
-    head = "".join(f'<th scope="col" class="number">{title}</th>' for title in MEASURES.values())
+    head = "".join(f'<th scope="col" class="number">{words}</th>' for words in PROTOCOLS.values())
     rows = ""
-    for protocol, words in PROTOCOLS.items():
-        if result := by_protocol.get(protocol):
-            cells = "".join(f'<td class="number">{percent(result["mean"][measure])}</td>' for measure in MEASURES)
-        else:
-            cells = f'<td colspan="{len(MEASURES)}">not measured yet</td>'
-        rows += f'<tr><th scope="row">{words}</th>{cells}</tr>'
+    for measure, title in MEASURES.items():
+        cells = "".join(
+            f'<td class="number">{percent(by_protocol[p]["mean"][measure]) if p in by_protocol else "not yet"}</td>'
+            for p in PROTOCOLS
+        )
+        rows += f'<tr><th scope="row">{title}</th>{cells}</tr>'
     result = next(iter(by_protocol.values()))
     chance = percent(1 / len(result["per_class"]))
     return (
         f'<div class="scroll"><table class="grid"><thead><tr><th scope="col">measured on</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div><p>UAR is the mean over the emotions of the share of clips that are "
-        f"recognised; by chance it is {chance}. The first row is what to expect of a new voice. The second is how such "
+        f"recognised; by chance it is {chance}. The first column is what to expect of a new voice. The second is how such "
         "systems are usually reported: the network has heard other clips of the same people, and looks better for it. "
         f"The network has {result['model']['num_parameters']:,} parameters and takes "
         f"{result['model']['num_bytes'] / 1e6:.1f} MB.</p>"
@@ -95,18 +96,14 @@ def _by_group(field: str, groups: dict[str, dict]) -> str:
 def _confusion(result: dict) -> str:
     labels = list(result["per_class"])
     head = "".join(
-        f'<th scope="col" title="{escape(label)}"><span aria-hidden="true">{glyph(label)}</span>'
+        f'<th scope="col" title="{escape(label)}"><span class="glyph" aria-hidden="true">{glyph(label)}</span>'
         f"<small>{escape(label)}</small></th>"
         for label in labels
     )
     rows = ""
     for label, counts in zip(labels, result["confusion_matrix"], strict=True):
         shares = [100 * count / max(sum(counts), 1) for count in counts]
-        cells = "".join(
-            f'<td class="{"strong" if share > 55 else ""}" style="--share:{share:.0f}%;--emotion:{color(label)}">'
-            f"{share:.0f}</td>"
-            for share in shares
-        )
+        cells = "".join(f'<td style="--share:{share:.0f}%">{share:.0f}</td>' for share in shares)
         rows += f'<tr><th scope="row">{name(label)}</th>{cells}</tr>'
     return (
         "<h4>What each emotion is heard as</h4><p>A row is the acted emotion; its numbers are per cent of its clips.</p>"
@@ -118,7 +115,7 @@ def _confusion(result: dict) -> str:
 def _per_class(result: dict) -> str:
     rows = "".join(
         f'<tr><th scope="row">{name(label)}</th>'
-        + "".join(f'<td class="number">{percent(f[measure])}</td>' for measure in ("precision", "recall", "f1"))
+        + "".join(f'<td class="number">{100 * f[measure]:.0f} %</td>' for measure in ("precision", "recall", "f1"))
         + f'<td class="number">{f["support"]}</td></tr>'
         for label, f in result["per_class"].items()
     )

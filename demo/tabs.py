@@ -1,8 +1,6 @@
 """The page's tabs, each with its handlers."""
 
 import functools
-import os
-import time
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -18,16 +16,18 @@ from ser_model.scoring import load_quietly
 
 from . import pictures
 from .hearing import MAX_DURATION_S, hear, is_silent, read, score
-from .results import figures_line, page
+from .results import figures_lines, page
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MAX_FILES = 50
+MAX_UPLOAD_MB = 100
 # What computes shares two places, whatever tab it is of; a live microphone holds its place while it is on.
 COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 2}
 LIVE = {"concurrency_id": "live", "concurrency_limit": 4, "time_limit": 300, "stream_every": 0.5}
-MIN_LIVE_S, HISTORY_S, MAX_BEHIND_S = 1.0, 60.0, 1.0
+MIN_LIVE_S, ANSWER_EVERY_S, HISTORY_S = 1.0, 0.5, 60.0
 
 PROGRESS = gr.Progress()
+LIMITS_OF_A_RECORDING = f"Any format, up to {MAX_DURATION_S // 60} minutes and {MAX_UPLOAD_MB} MB."
 
 
 def analyse_tab(classifier: SerPipeline) -> None:
@@ -72,6 +72,7 @@ def analyse_tab(classifier: SerPipeline) -> None:
     with gr.Row(elem_id="analyse"):
         with gr.Column(scale=2, min_width=300, elem_id="beside"):
             audio = _microphone_or_file(elem_id="recording")
+            gr.Markdown(LIMITS_OF_A_RECORDING)
             button = gr.Button("What emotion is it?", variant="primary")
             clips = sorted(EXAMPLES.glob("*.flac"))
             examples = gr.Examples(
@@ -82,7 +83,7 @@ def analyse_tab(classifier: SerPipeline) -> None:
                 cache_examples=False,
                 elem_id="examples",
             )
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=300, elem_classes="shown"):
             shown = [gr.HTML(value, padding=False) for value in empty()]
     listening = {"fn": analyse, "inputs": audio, "outputs": shown, "show_progress_on": shown[0]}
     for heard in (
@@ -97,21 +98,18 @@ def analyse_tab(classifier: SerPipeline) -> None:
 def live_tab(classifier: SerPipeline) -> None:
     """The running answer on what the microphone hears."""
     labels = list(classifier.model.config.id2label.values())
-    waiting = "Switch the microphone on and speak: the answer follows you, and is about the last four seconds."
+    waiting = f"Switch the microphone on and speak: the answer follows you, and is about the last {WINDOW_S:.0f} s."
 
     def follow(chunk: str | None, heard: dict | None) -> tuple:
-        heard = heard or {"waveform": np.zeros(0, np.float32), "now_s": 0.0, "windows": []}
+        heard = heard or {"waveform": np.zeros(0, np.float32), "now_s": 0.0, "answered_s": 0.0, "windows": []}
         rate = classifier.feature_extractor.sampling_rate
-        try:
-            piece = read_audio(chunk, rate) if chunk else np.zeros(0, np.float32)
-        except AudioError:  # the few milliseconds left when the microphone is switched off
-            piece = np.zeros(0, np.float32)
+        piece = _read_piece(chunk, rate)
         heard["waveform"] = np.concatenate([heard["waveform"], piece])[-round(WINDOW_S * rate) :]
         heard["now_s"] += len(piece) / rate
-        # A piece that had to wait is only remembered: so a busy machine skips answers, and does not fall behind.
-        is_behind = chunk is not None and time.time() - os.path.getmtime(chunk) > MAX_BEHIND_S
-        if is_behind or len(piece) == 0 or len(heard["waveform"]) < MIN_LIVE_S * rate:
+        # Pieces come faster than this. To take one costs nothing beside an answer, so that a delay is soon made up for.
+        if heard["now_s"] < max(MIN_LIVE_S, heard["answered_s"] + ANSWER_EVERY_S):
             return gr.skip(), gr.skip(), gr.skip(), heard
+        heard["answered_s"] = heard["now_s"]
         answer = None if is_silent(heard["waveform"]) else score(classifier, heard["waveform"])
         _remember(heard, answer)
         return (
@@ -134,11 +132,8 @@ def live_tab(classifier: SerPipeline) -> None:
             audio = gr.Audio(
                 label="Microphone", sources=["microphone"], streaming=True, type="filepath", elem_id="microphone"
             )
-            gr.Markdown(
-                f"At most {LIVE['time_limit'] // 60} minutes at a time. Nothing is kept: each half second is forgotten "
-                "four seconds later, and stopping clears the page."
-            )
-        with gr.Column(scale=3, min_width=300):
+            gr.Markdown(f"At most {LIVE['time_limit'] // 60} minutes at a time. Stopping clears the page.")
+        with gr.Column(scale=3, min_width=300, elem_classes="shown"):
             shown = [gr.HTML(value, padding=False) for value in empty()[:3]]
     heard = gr.State(None)
     following = audio.stream(
@@ -158,6 +153,14 @@ def live_tab(classifier: SerPipeline) -> None:
         api_visibility="private",
         cancels=[following],
     )
+
+
+def _read_piece(chunk: str | None, rate: int) -> np.ndarray:
+    """What the microphone heard since the last piece, (num_samples,)."""
+    try:
+        return read_audio(chunk, rate) if chunk else np.zeros(0, np.float32)
+    except AudioError:  # the few milliseconds that are left when the microphone is switched off
+        return np.zeros(0, np.float32)
 
 
 def _remember(heard: dict, answer: dict | None) -> None:
@@ -192,7 +195,7 @@ def compare_tab(results: dict) -> None:
         cards = "".join(
             f'<section class="card"><h3>{escape(recipe)}</h3>{pictures.headline(answer)}'
             f"{pictures.bars(list(answer['scores']), answer['scores'])}"
-            f"<p>{figures_line(results.get(recipe, {}))}</p></section>"
+            f"{figures_lines(results.get(recipe, {}))}</section>"
             for recipe, answer in compare(audio).items()
         )
         return f'<div class="cards">{cards}</div>'
@@ -201,12 +204,13 @@ def compare_tab(results: dict) -> None:
         cards = "".join(
             f'<section class="card"><h3>{escape(recipe)}</h3>{pictures.headline(None, waiting="Give it a recording.")}'
             f"{pictures.bars(list(_load(recipe).model.config.id2label.values()), None)}"
-            f"<p>{figures_line(results.get(recipe, {}))}</p></section>"
+            f"{figures_lines(results.get(recipe, {}))}</section>"
             for recipe in available()
         )
         return f'<div class="cards">{cards}</div>'
 
     audio = _microphone_or_file(elem_id="compared")
+    gr.Markdown(LIMITS_OF_A_RECORDING)
     button = gr.Button("Compare", variant="primary")
     shown = gr.HTML(empty(), padding=False)
     compared = gr.on(
@@ -248,7 +252,7 @@ def many_tab(classifier: SerPipeline) -> None:
     def show(files: list[str] | None, progress=PROGRESS) -> str:
         return _files_table(predict_many(files, progress))
 
-    gr.Markdown(f"Up to {MAX_FILES} recordings of any format. What cannot be read is listed with the reason.")
+    gr.Markdown(f"Up to {MAX_FILES} recordings. {LIMITS_OF_A_RECORDING} What cannot be read is listed with the reason.")
     files = gr.File(label="Recordings", file_count="multiple", type="filepath", elem_id="files", height=180)
     button = gr.Button("Listen to all", variant="primary")
     shown = gr.HTML(_files_table([]), padding=False)
@@ -312,11 +316,12 @@ Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS). PLoS ONE 1
 
 def _microphone_or_file(*, elem_id: str) -> gr.Audio:
     return gr.Audio(
-        label=f"Your recording (any format, at most {MAX_DURATION_S // 60} minutes)",
+        label="Your recording",
         sources=["microphone", "upload"],
         type="filepath",
         # The browser's own player: small, reachable by keyboard, and the picture's cursor can follow it.
         waveform_options=gr.WaveformOptions(show_recording_waveform=False),
+        buttons=[],
         elem_id=elem_id,
     )
 
