@@ -54,9 +54,9 @@ def build_demo(classifier: SerPipeline, *, recipe: str | None = DEFAULT, results
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Analyse"):
                 tabs.analyse_tab(classifier)
-            with gr.Tab("Live"):
+            with gr.Tab("Live", render_children=True):  # its encoder is then loaded before anyone presses Record
                 tabs.live_tab(classifier)
-            with gr.Tab("Compare"):
+            with gr.Tab("Compare", render_children=True):
                 tabs.compare_tab(results)
             with gr.Tab("Many files"):
                 tabs.many_tab(classifier)

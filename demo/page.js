@@ -1,6 +1,7 @@
 // The player and the picture of the recording are one: a cursor follows the sound, and a click on the picture seeks.
 (() => {
   const player = () => document.querySelector("#recording audio");
+  const play = () => player().play().catch(() => {}); // a browser may want another click first
   const pictures = () => document.querySelectorAll(".seekable");
   let playNext = false;
 
@@ -19,7 +20,7 @@
   document.addEventListener("canplay", (e) => {
     if (!playNext || e.target !== player()) return;
     playNext = false;
-    e.target.play().catch(() => {}); // a browser may want another click first
+    play();
   }, true);
 
   document.addEventListener("click", (e) => {
@@ -28,6 +29,6 @@
     if (!plot || !player()) return;
     const { left, width } = plot.getBoundingClientRect();
     player().currentTime = ((e.clientX - left) / width) * plot.closest(".seekable").dataset.duration;
-    player().play();
+    play();
   });
 })();

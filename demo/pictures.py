@@ -131,7 +131,7 @@ def over_time_rows(windows: list[dict], labels: list[str], duration_s: float, st
 
 def _figure(rows: list[str], start_s: float, end_s: float, caption: str, kind: str = "") -> str:
     return (
-        f'<figure class="picture {kind}" data-duration="{end_s - start_s:.3f}"><div class="rows">{"".join(rows)}'
+        f'<figure class="picture {kind}" data-duration="{end_s - start_s:.3f}" data-end="{end_s:.3f}"><div class="rows">{"".join(rows)}'
         f'<div class="ticks">{_ticks(start_s, end_s)}</div><div class="playhead"></div></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

@@ -44,9 +44,8 @@ def page(results: dict[str, dict[str, dict]], recipe: str | None) -> str:
     by_protocol = results.get(recipe, {})
     if not by_protocol:
         return (
-            '<div class="results"><p class="notice">No result file of this checkpoint is here: it has not been measured, '
-            "or its figures are elsewhere. Nobody should trust a classifier without figures: "
-            "<code>python -m train.evaluate</code> measures it.</p></div>"
+            '<div class="results"><p class="notice">This network has no figures here, so do not trust its answers: '
+            "<code>python -m train.evaluate</code> measures a recipe and writes its result file.</p></div>"
         )
     parts = [_summary(by_protocol)]
     parts += [_protocol(by_protocol[protocol]) for protocol in PROTOCOLS if protocol in by_protocol]
