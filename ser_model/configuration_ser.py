@@ -27,6 +27,9 @@ class SerConfig(PreTrainedConfig):
         Heads of the attention over time; each pools a mean and a standard deviation.
     conv_dropout, lstm_dropout, classifier_dropout (`float`):
         Dropout after each residual block, after the BiLSTM, and before the classifier.
+    temperature (`float`, defaults to 1.0):
+        What the logits are divided by, so that a confidence of 0.8 is right four times in five; fitted on validation
+        clips (Guo et al. 2017). It changes no prediction and takes no part in training.
     """
 
     model_type = "ser"
@@ -41,6 +44,7 @@ class SerConfig(PreTrainedConfig):
     conv_dropout: float | int = 0.2
     lstm_dropout: float | int = 0.3
     classifier_dropout: float | int = 0.3
+    temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         # Plain labels unless the caller brings its own, by either of transformers' two ways.

@@ -25,10 +25,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         feature_size (`int`, defaults to 64): Number of mel bands.
         sampling_rate (`int`, defaults to 16000): Rate of the waveforms, in hertz.
         n_fft (`int`, defaults to 512): Length of a frame and of its Fourier transform, in samples.
-        hop_length (`int`, defaults to 160): Distance between frames, in samples.
+        hop_length (`int`, defaults to 256): Distance between frames, in samples.
         f_min_hz, f_max_hz (`float`): Edges of the mel bands; `f_max_hz` is at most half the sampling rate.
         top_db (`float`, defaults to 80.0): Values further below the clip's loudest are raised to that floor.
-        trim_db (`float`, *optional*, defaults to 40.0): Samples before the first and after the last that come
+        trim_db (`float`, *optional*, defaults to 30.0): Samples before the first and after the last that come
             within this many decibels of the clip's peak are cut off. `None` keeps them.
         normalize (`str`, *optional*, defaults to `"utterance"`): `"utterance"` gives each band of each clip mean 0
             and deviation 1; `None` leaves decibels in [-`top_db`, 0].
@@ -43,11 +43,11 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         feature_size=64,
         sampling_rate=16000,
         n_fft=512,
-        hop_length=160,
+        hop_length=256,
         f_min_hz=50.0,
         f_max_hz=8000.0,
         top_db=80.0,
-        trim_db=40.0,
+        trim_db=30.0,
         normalize="utterance",
         padding_value=0.0,
         **kwargs,

@@ -192,14 +192,15 @@ class SerForAudioClassification(SerPreTrainedModel):
 
         Returns:
             `SequenceClassifierOutput` with `logits` (batch, num_labels), the logarithms of the members' mean
-            probabilities; `attentions` as in `SerModel`; and with `labels` the `loss`, the members' mean cross-entropy:
+            probabilities over the temperature; `attentions` as in `SerModel`; and with `labels` the `loss`, the members' mean cross-entropy:
             each member learns by itself, since members that lean on each other average less well.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         outputs = self.ser(input_features, attention_mask, output_attentions=output_attentions, return_dict=True)
         pooled = self.dropout(outputs.pooler_output)  # (batch, members, pooled_size)
         member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled.unbind(1))], 1)
-        logits = member_logits.log_softmax(-1).logsumexp(1) - math.log(len(self.classifiers))
+        mean_log_probabilities = member_logits.log_softmax(-1).logsumexp(1) - math.log(len(self.classifiers))
+        logits = mean_log_probabilities / self.config.temperature
         loss = None
         if labels is not None:
             losses = [nn.functional.cross_entropy(member, labels) for member in member_logits.unbind(1)]

@@ -79,6 +79,14 @@ def test_logits_are_the_members_mean_probability(tiny_model, batch):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
 
 
+def test_temperature_softens_without_changing_the_answer(tiny_model, batch):
+    sharp = tiny_model(**batch[1]).logits.softmax(1)
+    tiny_model.config.temperature = 2.0
+    soft = tiny_model(**batch[1]).logits.softmax(1)
+    assert (soft.max(1).values < sharp.max(1).values).all()
+    assert torch.equal(soft.argmax(1), sharp.argmax(1))
+
+
 def test_gradient_reaches_every_parameter(tiny_model, batch):
     tiny_model.train()
     tiny_model(**batch[1], labels=torch.tensor([0, 1, 2, 3])).loss.backward()

@@ -14,7 +14,8 @@ import tqdm
 from ser_model.audio import AudioError
 
 from . import recipe as recipes
-from .ravdess import FOLDS, RavdessError
+from .conditions import CONDITIONS, score_conditions
+from .ravdess import FOLDS, RavdessError, load_ravdess
 from .report import print_result, result_path, summarise, write_result
 from .train import RunError, explain, train, use_one_thread
 
@@ -30,6 +31,7 @@ def evaluate(
     held_out: str = "test",
     allow_incomplete: bool = False,
     jobs: int = 1,
+    conditions: list[str] | None = None,
 ) -> dict:
     """
     Trains (or reads, where it is finished) one network a fold and scores it on the clips held out.
@@ -39,16 +41,18 @@ def evaluate(
         runs_dir: Keeps each fold's run, so that an evaluation that was stopped goes on.
         held_out: `"test"`, or `"validation"` for choosing between recipes.
         jobs: Folds trained side by side, one thread each.
+        conditions: Names of `CONDITIONS` under which the held-out clips are scored once more.
 
     Returns:
         The result as it is written to JSON: figures of each fold, their mean over folds, and, over the clips of all
         folds together, figures by class, gender and intensity and the confusion matrix.
     """
+    folders = {fold: runs_dir / f"{recipe.name}.{protocol}.{held_out}.seed-{seed}" / f"fold-{fold}" for fold in folds}
     tasks = {
         fold: functools.partial(
             train,
             recipe,
-            runs_dir / f"{recipe.name}.{protocol}.{held_out}.seed-{seed}" / f"fold-{fold}",
+            folder,
             data_dir=data_dir,
             protocol=protocol,
             fold=fold if protocol == "speaker-independent" else None,
@@ -57,10 +61,15 @@ def evaluate(
             allow_incomplete=allow_incomplete,
             quiet=jobs > 1,
         )
-        for fold in folds
+        for fold, folder in folders.items()
     }
     runs = {fold: task() for fold, task in tasks.items()} if jobs == 1 else _side_by_side(tasks, jobs)
-    return summarise(runs, recipe, protocol=protocol, seed=seed, held_out=held_out)
+    result = summarise(runs, recipe, protocol=protocol, seed=seed, held_out=held_out)
+    if conditions:
+        data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
+        paths = {Path(audio["path"]).stem: audio["path"] for audio in data["audio"]}
+        result["conditions"] = score_conditions({folders[f]: run for f, run in runs.items()}, paths, conditions)
+    return result
 
 
 def _side_by_side(tasks: dict, jobs: int) -> dict:
@@ -74,7 +83,6 @@ def _side_by_side(tasks: dict, jobs: int) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
     parser.add_argument("--protocol", required=True, choices=("speaker-independent", "random-split"))
@@ -84,6 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
         choices=("test", "validation"),
         default="test",
         help="validation chooses between recipes; test is read once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--condition",
+        choices=[*CONDITIONS, "all"],
+        action="append",
+        help="also score the clips as they sound outside the studio; may be given several times",
     )
     parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
     parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
@@ -108,10 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
             held_out=options.held_out,
             allow_incomplete=options.allow_incomplete,
             jobs=min(max(options.jobs, 1), len(folds)),
+            conditions=list(CONDITIONS) if "all" in (options.condition or []) else options.condition,
         )
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
         return explain(error)
-    result["command"] = shlex.join(["python", "-m", "train.evaluate", *arguments])
+    result["command"] = _command(options)
     print_result(result)
     is_whole = options.folds is None and options.held_out == "test"
     default = result_path(recipe.name, options.protocol) if is_whole else None
@@ -119,6 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
         write_result(result, path)
         print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
     return 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What rewrites the result, wherever the data and the runs may lie."""
+    told = {"recipe": options.recipe, "protocol": options.protocol, "folds": options.folds, "seed": options.seed}
+    words = [word for name, value in told.items() if value is not None for word in (f"--{name}", str(value))]
+    words += [word for condition in options.condition or [] for word in ("--condition", condition)]
+    return shlex.join(["python", "-m", "train.evaluate", *words, "--held-out", options.held_out])
 
 
 def _parse_folds(text: str | None, protocol: str) -> list[int]:

@@ -135,3 +135,8 @@ def print_result(result: dict) -> None:
             f"{label:>10} {100 * figures['precision']:10.0f} {100 * figures['recall']:7.0f} {100 * figures['f1']:5.0f} "
             f"{figures['support']:6}"
         )
+    if "conditions" in result:
+        print(f"\n{'condition':>16} {'UAR %':>6} {'change':>7}")
+        for name, figures in result["conditions"].items():
+            change = figures["uar"] - result["mean"]["uar"]
+            print(f"{name:>16} {100 * figures['uar']:6.1f} {100 * change:+7.1f}")
