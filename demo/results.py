@@ -83,7 +83,7 @@ def _protocol(result: dict) -> str:
     command = f"<p>Measured by <code>{escape(result['command'])}</code></p>" if "command" in result else ""
     return (
         f"<section><h3>{PROTOCOLS[result['protocol']]}</h3><p>{clips} clips. {spread}</p>{_confusion(result)}"
-        f"{_per_class(result)}{groups}{_calibration(result)}{command}</section>"
+        f"{_per_class(result)}{groups}{_calibration(result)}{_conditions(result)}{command}</section>"
     )
 
 
@@ -131,4 +131,18 @@ def _calibration(result: dict) -> str:
     return (
         f"<h4>Can its confidence be believed?</h4><p>On average its confidence is {percent(result['mean']['ece'])} "
         "away from how often it is right (expected calibration error).</p>"
+    )
+
+
+def _conditions(result: dict) -> str:
+    """How it does on the same clips as they sound outside the studio, if that was measured."""
+    if "conditions" not in result:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(condition)}</th><td class="number">{percent(figures["uar"])}</td></tr>'
+        for condition, figures in result["conditions"].items()
+    )
+    return (
+        '<h4>Outside the studio</h4><table class="grid"><thead><tr><th scope="col">the same clips, altered</th>'
+        f'<th scope="col" class="number">UAR</th></tr></thead><tbody>{rows}</tbody></table>'
     )

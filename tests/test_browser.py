@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,21 +29,23 @@ def url(tmp_path_factory):
     demo.close()
 
 
+def microphone(folder: Path) -> list[str]:
+    """What makes Chromium hear a voice, again and again, without asking."""
+    soundfile.write(folder / "voice.wav", make_voice(20.0, rate=48000), 48000)
+    return [
+        "--no-sandbox",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={folder / 'voice.wav'}",
+        "--autoplay-policy=no-user-gesture-required",
+    ]
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    heard = tmp_path_factory.mktemp("microphone") / "voice.wav"
-    soundfile.write(heard, make_voice(20.0, rate=48000), 48000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-ui-for-media-stream",
-                "--use-fake-device-for-media-stream",
-                f"--use-file-for-fake-audio-capture={heard}",
-                "--autoplay-policy=no-user-gesture-required",
-            ],
-        )
+        args = microphone(tmp_path_factory.mktemp("microphone"))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         yield browser
         browser.close()
 

@@ -37,7 +37,7 @@ def test_trims_like_a_listener(extractor, voice):
 
 
 def test_says_what_trimming_leaves(extractor, voice):
-    loud = np.flatnonzero(np.abs(voice) >= 0.01 * np.abs(voice).max())
+    loud = np.flatnonzero(np.abs(voice) >= 10 ** (-extractor.trim_db / 20) * np.abs(voice).max())
     padded = np.concatenate([np.zeros(1234, np.float32), voice, np.zeros(99, np.float32)])
     first, end = extractor.trimmed_span(padded)
     assert (first, end) == (1234 + loud[0], 1234 + loud[-1] + 1)
