@@ -1,6 +1,7 @@
 """The page's tabs, each with its handlers."""
 
 import functools
+import time
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -101,17 +102,20 @@ def live_tab(classifier: SerPipeline) -> None:
     waiting = f"Switch the microphone on and speak: the answer follows you, and is about the last {WINDOW_S:.0f} s."
 
     def follow(chunk: str | None, heard: dict | None) -> tuple:
-        heard = heard or {"waveform": np.zeros(0, np.float32), "now_s": 0.0, "answered_s": 0.0, "windows": []}
+        heard = heard or {
+            "waveform": np.zeros(0, np.float32),
+            "since": time.monotonic(),
+            "answered_s": 0.0,
+            "windows": [],
+        }
         rate = classifier.feature_extractor.sampling_rate
-        piece = _read_piece(chunk, rate)
-        heard["waveform"] = np.concatenate([heard["waveform"], piece])[-round(WINDOW_S * rate) :]
-        heard["now_s"] += len(piece) / rate
-        # Pieces come faster than this. To take one costs nothing beside an answer, so that a delay is soon made up for.
-        if heard["now_s"] < max(MIN_LIVE_S, heard["answered_s"] + ANSWER_EVERY_S):
+        heard["waveform"] = np.concatenate([heard["waveform"], _read_piece(chunk, rate)])[-round(WINDOW_S * rate) :]
+        # Time goes by the clock: a server that is kept busy is not sent the pieces that it had no time for.
+        now_s = time.monotonic() - heard["since"]
+        if len(heard["waveform"]) < MIN_LIVE_S * rate or now_s < heard["answered_s"] + ANSWER_EVERY_S:
             return gr.skip(), gr.skip(), gr.skip(), heard
-        heard["answered_s"] = heard["now_s"]
         answer = None if is_silent(heard["waveform"]) else score(classifier, heard["waveform"])
-        _remember(heard, answer)
+        _remember(heard, answer, now_s)
         return (
             pictures.headline(answer, silent=answer is None),
             pictures.bars(labels, answer and answer["scores"]),
@@ -163,13 +167,12 @@ def _read_piece(chunk: str | None, rate: int) -> np.ndarray:
         return np.zeros(0, np.float32)
 
 
-def _remember(heard: dict, answer: dict | None) -> None:
+def _remember(heard: dict, answer: dict | None, now_s: float) -> None:
     """The answer as one more window of the history, which reaches `HISTORY_S` back."""
-    windows, nothing = heard["windows"], {"label": None, "score": None, "scores": None}
-    start_s = windows[-1]["end_s"] if windows else 0.0
-    fields = {field: answer[field] for field in nothing} if answer else nothing
-    windows.append({"start_s": start_s, "end_s": heard["now_s"], **fields})
-    heard["windows"] = [window for window in windows if window["end_s"] > heard["now_s"] - HISTORY_S]
+    fields = {field: answer[field] if answer else None for field in ("label", "score", "scores")}
+    windows = [*heard["windows"], {"start_s": heard["answered_s"], "end_s": now_s, **fields}]
+    heard["windows"] = [window for window in windows if window["end_s"] > now_s - HISTORY_S]
+    heard["answered_s"] = now_s
 
 
 def compare_tab(results: dict) -> None:

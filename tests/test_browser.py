@@ -29,9 +29,9 @@ def url(tmp_path_factory):
     demo.close()
 
 
-def microphone(folder: Path) -> list[str]:
-    """What makes Chromium hear a voice, again and again, without asking."""
-    soundfile.write(folder / "voice.wav", make_voice(20.0, rate=48000), 48000)
+def microphone(folder: Path, sound: np.ndarray) -> list[str]:
+    """What makes Chromium hear a sound of 48 kHz, again and again, without asking."""
+    soundfile.write(folder / "voice.wav", sound, 48000)
     return [
         "--no-sandbox",
         "--use-fake-ui-for-media-stream",
@@ -44,7 +44,7 @@ def microphone(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     with sync_playwright() as playwright:
-        args = microphone(tmp_path_factory.mktemp("microphone"))
+        args = microphone(tmp_path_factory.mktemp("microphone"), make_voice(20.0, rate=48000))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         yield browser
         browser.close()
