@@ -20,6 +20,7 @@ from .hearing import MAX_DURATION_S, hear, is_silent, read, score
 from .results import figures_lines, page
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+gr.set_static_paths(EXAMPLES)  # served from where they are: copies would be deleted as uploads are
 MAX_FILES = 50
 MAX_UPLOAD_MB = 100
 # What computes shares two places, whatever tab it is of; a live microphone holds its place while it is on.

@@ -145,6 +145,11 @@ def test_silence_is_no_speech(page, tmp_path):
 
 def test_live_answers_follow_and_stopping_clears_them(page):
     show(page, "Live")
+    # Gradio loads the microphone's encoder, two modules and a worker, after the page: too early a press fails.
+    page.wait_for_function(
+        "performance.getEntriesByType('resource').filter((entry) => entry.name.includes('/module-')).length >= 2"
+    )
+    page.wait_for_timeout(500)
     page.locator("#microphone .record-button").click()
     expect_an_answer(page)
     history = page.locator(".picture:visible")
