@@ -1,5 +1,6 @@
 """The demo over real HTTP, as a visitor's script meets it, and its parts directly."""
 
+import asyncio
 import base64
 import csv
 import io
@@ -7,13 +8,17 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 
 import app
 from demo import hearing, pictures, results, tabs
@@ -117,11 +122,41 @@ def test_nothing_but_the_documented_calls_is_public(client):
     assert not client.view_api(return_format="dict", print_info=False)["unnamed_endpoints"]
 
 
-def test_an_assistant_can_call_it(client):
-    with urllib.request.urlopen(f"{client.src}gradio_api/mcp/schema", timeout=10) as response:
-        tools = json.load(response)
-    assert len(tools) == 3
-    assert any("emotions heard in one recording" in tool["description"] for tool in tools)
+def test_an_assistant_can_call_it(client, classifier, clip):
+    async def call() -> tuple[list[str], dict]:
+        async with (
+            streamable_http_client(f"{client.src}gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            sound = base64.b64encode(Path(clip).read_bytes()).decode()
+            answer = await session.call_tool("predict", {"audio": f"data:audio/ogg;base64,{sound}"})
+            return [tool.name for tool in tools], answer.content[0].text
+
+    tools, answer = asyncio.run(call())
+    assert sorted(tools) == ["compare", "predict", "predict_many"]
+    assert f"'label': '{classifier(clip, top_k=1)[0]['label']}'" in answer
+
+
+def test_uploads_are_deleted_and_examples_stay(classifier, clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(app, "CLEAN_EVERY_S", 1)
+    monkeypatch.setattr(app, "KEEP_S", 1)
+    demo = app.build_demo(classifier)
+    _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
+    try:
+        Client(url, verbose=False).predict(handle_file(clip), api_name="/predict")
+        for _ in range(100):
+            if not list((tmp_path / "uploads").rglob("*.ogg")):
+                break
+            time.sleep(0.1)
+        assert not list((tmp_path / "uploads").rglob("*.ogg"))
+        example = next((ROOT / "examples").glob("*.flac"))
+        with urllib.request.urlopen(f"{url}gradio_api/file={example}", timeout=10) as response:
+            assert response.read() == example.read_bytes()
+    finally:
+        demo.close()
 
 
 @pytest.mark.parametrize(("steps_before", "samples_after"), [(0, 0), (150, 8000), (20, 30001)])
