@@ -47,8 +47,9 @@ class SerConfig(PreTrainedConfig):
     temperature: float | int = 1.0
 
     def __post_init__(self, **kwargs):
-        # Plain labels unless the caller brings its own, by either of transformers' two ways.
+        # The emotions, unless the caller brings its own labels in either of transformers' two ways.
         if kwargs.get("num_labels") is None and self.id2label is None:
             self.id2label = dict(enumerate(EMOTIONS))
-            self.label2id = {label: i for i, label in enumerate(EMOTIONS)}
+        if self.id2label is not None and self.label2id is None:
+            self.label2id = {label: int(i) for i, label in self.id2label.items()}
         super().__post_init__(**kwargs)

@@ -125,7 +125,6 @@ def train(
     config = SerConfig(
         num_mel_bins=extractor.feature_size,
         id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
         **recipe.model,
     )
     trainer = make_trainer(
