@@ -152,7 +152,8 @@ def _ticks(start_s: float, end_s: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{seconds % 60:02.0f}"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
 
 
 def _waveform(waveform: np.ndarray) -> str:

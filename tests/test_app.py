@@ -230,6 +230,11 @@ def test_every_emotion_has_its_own_glyph_and_color():
         assert len({look[i] for look in pictures.EMOTIONS.values()}) == len(EMOTIONS)
 
 
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (3.6, "0:04"), (59.7, "1:00"), (1799.9, "30:00")])
+def test_clock(seconds, shown):
+    assert pictures.clock(seconds) == shown
+
+
 def test_labels_and_file_names_cannot_bring_markup():
     evil = "<img src=x onerror=alert(1)>"
     answer = {"label": evil, "score": 0.9, "scores": {evil: 0.9}, "duration_s": 1.0}
