@@ -1,77 +1,75 @@
-"""The demo: record or upload a voice, see the eight probabilities. `python app.py [--model ID_OR_DIR]`."""
+"""The demo: which emotions a voice has, where, and how far to trust the answer. `python app.py [--model ID_OR_DIR]`."""
 
 import argparse
-import os
 import sys
+from pathlib import Path
 
 import gradio as gr
 
+from demo import tabs
+from demo.results import FOLDER, load_results
 from ser_model import SerPipeline
-from ser_model.scoring import load_quietly, score_file
+from ser_model.pretrained import DEFAULT, available
+from ser_model.scoring import load_quietly
 
-MAX_UPLOAD = "100mb"
-# Uploads are deleted within this many seconds of being looked for, and once they are as old.
-CLEAN_EVERY_S = 60
-MAX_WAITING, MAX_AT_ONCE = 50, 2
+# Every minute, what visitors sent more than ten minutes ago is deleted.
+CLEAN_EVERY_S, KEEP_S = 60, 600
+MAX_WAITING = 50
+PAGE = Path(__file__).parent / "demo"
+
+LAUNCH = {
+    "max_file_size": f"{tabs.MAX_UPLOAD_MB}mb",
+    "show_error": True,
+    "mcp_server": True,
+    "footer_links": ["api", "gradio", "settings"],
+    "css_paths": PAGE / "page.css",
+    "head": f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
+    # Fonts of the visitor's own machine: the page asks no other server for anything.
+    "theme": gr.themes.Soft(
+        primary_hue="indigo",
+        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ),
+}
 
 ABOUT = """
 # How does it sound?
 
-Record a few seconds of speech, or upload a recording of any format and length. A small network, trained on 24 North
-American actors saying two sentences, says which of eight acted emotions it hears. It judges the sound of a voice, not
-what a person feels, and what you record is not kept.
+A small network says which of eight acted emotions it hears in a voice, and where. It judges the sound, not what a person
+feels. What you record is deleted within eleven minutes.
 """
-LICENCE = (
-    "Code: Apache-2.0. Weights: CC BY-NC-SA 4.0, as the data they were trained on "
-    "([RAVDESS](https://doi.org/10.1371/journal.pone.0196391), Livingstone & Russo 2018)."
-)
 
 
-def build_demo(classifier: SerPipeline) -> gr.Blocks:
-    """The page around one classifier."""
+def build_demo(classifier: SerPipeline, *, recipe: str | None = DEFAULT, results_folder: Path = FOLDER) -> gr.Blocks:
+    """
+    The page around one classifier; start it with `launch(**LAUNCH)`.
 
-    def predict(audio: str | None) -> dict:
-        """The emotions in one recording: label, score, scores, duration_s, and windows over time."""
-        if audio is None:
-            raise gr.Error("There is no recording yet: record one, or upload a file.", print_exception=False)
-        result = score_file(classifier, audio)
-        if "error" in result:
-            raise gr.Error(_public(result["error"], audio), print_exception=False)
-        # gradio_client takes any object with a "path" for a file to download.
-        return {name: value for name, value in result.items() if name != "path"}
-
-    def show(result: dict) -> dict[str, float]:
-        return result["scores"]
-
-    with gr.Blocks(
-        title="Speech emotion", analytics_enabled=False, delete_cache=(CLEAN_EVERY_S, CLEAN_EVERY_S)
-    ) as demo:
+    Args:
+        recipe: The classifier's recipe, for its measured figures; `None` for someone else's checkpoint.
+        results_folder: Where the result files are.
+    """
+    results = load_results(results_folder)
+    with gr.Blocks(title="How does it sound?", analytics_enabled=False, delete_cache=(CLEAN_EVERY_S, KEEP_S)) as demo:
         gr.Markdown(ABOUT)
-        with gr.Row():
-            with gr.Column():
-                audio = gr.Audio(label="Your recording", sources=["microphone", "upload"], type="filepath")
-                button = gr.Button("What emotion is it?", variant="primary")
-            with gr.Column():
-                emotions = gr.Label(label="Emotion", num_top_classes=len(classifier.model.config.id2label))
-        with gr.Accordion("The answer as JSON", open=False):
-            answer = gr.JSON(show_label=False)
-        gr.Markdown(LICENCE)
-        button.click(predict, audio, answer, api_name="predict").success(
-            show, answer, emotions, api_visibility="private"
-        )
-    return demo.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_AT_ONCE)
-
-
-def _public(message: str, path: str) -> str:
-    """A message for the visitor, who does not know where the server keeps the upload."""
-    return message.replace(path, os.path.basename(path))
+        with gr.Tabs(overflow_behavior="wrap"):
+            with gr.Tab("Analyse"):
+                tabs.analyse_tab(classifier)
+            with gr.Tab("Live", render_children=True):  # its encoder is then loaded before anyone presses Record
+                tabs.live_tab(classifier)
+            with gr.Tab("Compare", render_children=True):
+                tabs.compare_tab(results)
+            with gr.Tab("Many files"):
+                tabs.many_tab(classifier)
+            with gr.Tab("How good is it?"):
+                tabs.results_tab(results, recipe)
+    return demo.queue(max_size=MAX_WAITING, default_concurrency_limit=2)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python app.py", description=__doc__)
     parser.add_argument(
         "--model",
-        default="ser-base",
+        default=DEFAULT,
         help="name of a recipe that ships, a folder, or USER/NAME on the Hub (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
@@ -80,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    build_demo(classifier).launch(max_file_size=MAX_UPLOAD, show_error=True)
+    build_demo(classifier, recipe=options.model if options.model in available() else None).launch(**LAUNCH)
     return 0
 
 

@@ -130,16 +130,21 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         if len(waveform) == 0:
             raise ValueError("The waveform is empty: it needs at least one sample.")
-        loudness = waveform.abs()
-        peak = loudness.max()
+        peak = waveform.abs().max()
         if not torch.isfinite(peak):
             raise ValueError("The waveform contains NaN or infinite samples: check how it was decoded.")
         if peak == 0:
             return waveform
-        if self.trim_db is not None:
-            loud = torch.nonzero(loudness >= peak * 10 ** (-self.trim_db / 20))
-            waveform = waveform[int(loud[0]) : int(loud[-1]) + 1]
-        return waveform / peak
+        first, end = self.trimmed_span(waveform)
+        return waveform[first:end] / peak
+
+    def trimmed_span(self, waveform) -> tuple[int, int]:
+        """What is left of a waveform, (num_samples,), after trimming: its first sample and the one after its last."""
+        loudness = torch.as_tensor(waveform).abs()
+        if self.trim_db is None:
+            return 0, len(loudness)
+        loud = torch.nonzero(loudness >= loudness.max() * 10 ** (-self.trim_db / 20))
+        return int(loud[0]), int(loud[-1]) + 1
 
     def _log_mel(self, waveforms: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(batch, num_samples) -> decibels below each clip's loudest value, (batch, num_frames, num_mel_bins)."""

@@ -1,32 +1,61 @@
-"""The demo over real HTTP, as a visitor's browser or a script meets it."""
+"""The demo over real HTTP, as a visitor's script meets it, and its parts directly."""
 
+import asyncio
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
 import pytest
 import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 
 import app
-from ser_model.pretrained import load_pipeline
-from tests.conftest import make_voice
+from demo import hearing, pictures, results, tabs
+from ser_model.audio import AudioError
+from ser_model.configuration_ser import EMOTIONS
+from ser_model.pretrained import available, load_pipeline
+from tests.conftest import ROOT, make_result, make_voice
+
+LABELS = list(EMOTIONS)
 
 
 @pytest.fixture(scope="module")
-def client():
-    demo = app.build_demo(load_pipeline())
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_port=None)
+def classifier():
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def client(classifier, tmp_path_factory):
+    demo = app.build_demo(classifier, results_folder=make_result(tmp_path_factory.mktemp("results")).parent)
+    _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
     yield Client(url, verbose=False)
     demo.close()
 
 
+def write(path, waveform, rate=16000) -> str:
+    soundfile.write(path, waveform, rate)
+    return str(path)
+
+
 @pytest.fixture
 def clip(tmp_path):
-    soundfile.write(tmp_path / "clip.ogg", make_voice(9.0, rate=44100), 44100)
-    return str(tmp_path / "clip.ogg")
+    return write(tmp_path / "clip.ogg", make_voice(9.0, rate=44100), 44100)
 
 
-def test_predicts_what_the_pipeline_says(client, clip):
+def test_predicts_what_the_pipeline_says(client, classifier, clip):
     answer = client.predict(handle_file(clip), api_name="/predict")
-    expected = load_pipeline()(clip, timeline=True)
+    expected = classifier(clip, timeline=True)
     assert answer["label"] == expected["label"]
     assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-5)
     assert [w["end_s"] for w in answer["windows"]] == [w["end_s"] for w in expected["windows"]]
@@ -34,16 +63,232 @@ def test_predicts_what_the_pipeline_says(client, clip):
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"", "not a recording"), (b"no sound" * 99, "not a recording")])
-def test_bad_uploads_get_one_sentence(client, tmp_path, content, says):
+@pytest.mark.parametrize("api_name", ["/predict", "/compare"])
+def test_bad_uploads_get_one_sentence(client, tmp_path, content, says, api_name):
     (tmp_path / "bad.wav").write_bytes(content)
     with pytest.raises(AppError, match=says) as caught:
-        client.predict(handle_file(str(tmp_path / "bad.wav")), api_name="/predict")
+        client.predict(handle_file(str(tmp_path / "bad.wav")), api_name=api_name)
     assert "/" not in str(caught.value)
 
 
-def test_nothing_recorded(client):
-    with pytest.raises(AppError, match="no recording yet"):
-        client.predict(None, api_name="/predict")
+@pytest.mark.parametrize(
+    ("api_name", "says"),
+    [("/predict", "no recording yet"), ("/compare", "no recording yet"), ("/predict_many", "no file")],
+)
+def test_nothing_given(client, api_name, says):
+    with pytest.raises(AppError, match=says):
+        client.predict(None, api_name=api_name)
+
+
+def test_silence_over_the_api_is_refused(client, tmp_path):
+    with pytest.raises(AppError, match="silent"):
+        client.predict(handle_file(write(tmp_path / "silence.wav", np.zeros(16000))), api_name="/predict")
+
+
+def test_too_long_is_refused_before_it_is_read_whole(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(hearing, "MAX_DURATION_S", 60)
+    with pytest.raises(AppError, match=r"long\.flac is longer than 1 minutes, the most this page takes"):
+        client.predict(handle_file(write(tmp_path / "long.flac", np.zeros(61 * 8000), 8000)), api_name="/predict")
+
+
+def test_one_bad_file_does_not_stop_the_others(client, classifier, clip, tmp_path):
+    (tmp_path / "notes.wav").write_text("no sound")
+    files = [handle_file(clip), handle_file(str(tmp_path / "notes.wav")), handle_file(clip)]
+    first, bad, last = client.predict(files, api_name="/predict_many")
+    assert first == last
+    assert first["file"] == "clip.ogg"
+    assert first["scores"] == pytest.approx(classifier(clip, timeline=True)["scores"], abs=1e-5)
+    assert bad["file"] == "notes.wav"
+    assert "not a recording" in bad["error"]
+
+
+def test_too_many_files_are_refused(client, clip, monkeypatch):
+    monkeypatch.setattr(tabs, "MAX_FILES", 1)
+    with pytest.raises(AppError, match="at most 1"):
+        client.predict([handle_file(clip)] * 2, api_name="/predict_many")
+
+
+def test_compares_all_recipes_with_their_figures(client, clip):
+    answers = client.predict(handle_file(clip), api_name="/compare")
+    assert sorted(answers) == available()
+    for answer in answers.values():
+        assert answer["label"] == max(answer["scores"], key=answer["scores"].get)
+    assert answers["ser-base"]["measured"]["speaker-independent"]["uar"] == pytest.approx(0.5)
+
+
+def test_nothing_but_the_documented_calls_is_public(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert sorted(named) == ["/compare", "/predict", "/predict_many"]
+    assert not client.view_api(return_format="dict", print_info=False)["unnamed_endpoints"]
+
+
+def test_an_assistant_can_call_it(client, classifier, clip):
+    async def call() -> tuple[list[str], dict]:
+        async with (
+            streamable_http_client(f"{client.src}gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            sound = base64.b64encode(Path(clip).read_bytes()).decode()
+            answer = await session.call_tool("predict", {"audio": f"data:audio/ogg;base64,{sound}"})
+            return [tool.name for tool in tools], answer.content[0].text
+
+    tools, answer = asyncio.run(call())
+    assert sorted(tools) == ["compare", "predict", "predict_many"]
+    assert f"'label': '{classifier(clip, top_k=1)[0]['label']}'" in answer
+
+
+def test_uploads_are_deleted_and_examples_stay(classifier, clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(app, "CLEAN_EVERY_S", 1)
+    monkeypatch.setattr(app, "KEEP_S", 1)
+    demo = app.build_demo(classifier)
+    _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
+    try:
+        Client(url, verbose=False).predict(handle_file(clip), api_name="/predict")
+        for _ in range(100):
+            if not list((tmp_path / "uploads").rglob("*.ogg")):
+                break
+            time.sleep(0.1)
+        assert not list((tmp_path / "uploads").rglob("*.ogg"))
+        example = next((ROOT / "examples").glob("*.flac"))
+        with urllib.request.urlopen(f"{url}gradio_api/file={example}", timeout=10) as response:
+            assert response.read() == example.read_bytes()
+    finally:
+        demo.close()
+
+
+@pytest.mark.parametrize(("steps_before", "samples_after"), [(0, 0), (150, 8000), (20, 30001)])
+def test_attention_lies_where_the_voice_is(classifier, steps_before, samples_after):
+    """Silence at the ends, which the extractor cuts off, shifts the attention with the voice."""
+    voice = make_voice(2.0)
+    alone = hearing.attention_over_time(classifier, voice, classifier(voice, timeline=True)["windows"])
+    before = np.zeros(steps_before * classifier.feature_extractor.hop_length, np.float32)
+    padded = np.concatenate([before, voice, np.zeros(samples_after, np.float32)])
+    moved = hearing.attention_over_time(classifier, padded, classifier(padded, timeline=True)["windows"])
+    end = steps_before + len(alone)
+    np.testing.assert_allclose(moved[steps_before:end], alone, atol=0.05)
+    assert not moved[:steps_before].any()
+    assert not moved[end:].any()
+    assert alone[alone > 0].mean() == pytest.approx(1, abs=0.05)
+
+
+def test_attention_skips_silent_windows(classifier):
+    waveform = np.concatenate([make_voice(4.0), np.zeros(4 * 16000, np.float32)])
+    attention = hearing.attention_over_time(classifier, waveform, classifier(waveform, timeline=True)["windows"])
+    first, second = np.array_split(attention, 2)
+    assert first.any()
+    assert not second[1:].any()
+
+
+def test_a_network_without_attention_has_a_picture_too(classifier):
+    waveform = make_voice(2.0)
+    heard = hearing.Hearing(waveform, 16000, classifier(waveform, timeline=True), None)
+    assert "no attention over time" in pictures.recording(heard, LABELS)
+
+
+def test_hears_what_the_pipeline_hears(classifier, clip):
+    steps = []
+
+    def progress(iterable, *, total, **_):
+        for item in iterable:
+            steps.append(total)
+            yield item
+
+    heard = hearing.hear(classifier, clip, progress=progress)
+    assert heard.answer["scores"] == pytest.approx(classifier(clip, timeline=True)["scores"], abs=1e-5)
+    assert steps == [2, 2, 2, 2]  # two windows, to score and to look into
+    assert heard.duration_s == pytest.approx(9.0, abs=0.01)
+
+
+def test_silence_has_no_answer_but_a_picture(classifier, tmp_path):
+    heard = hearing.hear(classifier, write(tmp_path / "silence.wav", np.zeros(16000)))
+    assert heard.answer is None
+    assert "No speech heard" in pictures.headline(None, silent=True)
+    assert "Silence" in pictures.recording(heard, LABELS)
+
+
+def test_too_long_names_the_file(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(hearing, "MAX_DURATION_S", 60)
+    with pytest.raises(AudioError, match="^long.flac is longer"):
+        hearing.hear(classifier, write(tmp_path / "long.flac", np.zeros(61 * 8000), 8000))
+
+
+@pytest.mark.parametrize(
+    ("probability", "says"), [(0.39, "Unsure"), (0.41, "Sad"), (hearing.UNSURE_BELOW, "Sad"), (0.995, "Sad")]
+)
+def test_says_when_it_is_unsure(probability, says):
+    html = pictures.headline({"label": "sad", "score": probability})
+    assert f"<strong>{says}</strong>" in html
+    assert "😢" in html
+
+
+def test_every_emotion_has_its_own_glyph_and_color():
+    assert set(pictures.EMOTIONS) == set(EMOTIONS)
+    for i in (0, 1):
+        assert len({look[i] for look in pictures.EMOTIONS.values()}) == len(EMOTIONS)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (3.6, "0:04"), (59.7, "1:00"), (1799.9, "30:00")])
+def test_clock(seconds, shown):
+    assert pictures.clock(seconds) == shown
+
+
+def test_labels_and_file_names_cannot_bring_markup():
+    evil = "<img src=x onerror=alert(1)>"
+    answer = {"label": evil, "score": 0.9, "scores": {evil: 0.9}, "duration_s": 1.0}
+    for html in (
+        pictures.headline(answer),
+        pictures.bars([evil], answer["scores"]),
+        pictures.over_time([{"start_s": 0, "end_s": 1, **answer}], [evil]),
+        tabs._files_table([{"file": evil, **answer}, {"file": evil, "error": evil}]),
+    ):
+        assert "<img src=x" not in html
+        assert "<IMG" not in html
+
+
+def test_downloads_hold_every_window(classifier):
+    answer = classifier(np.concatenate([make_voice(8.0), np.zeros(4 * 16000, np.float32)]), timeline=True)
+    html = pictures.windows_table(answer["windows"])
+    as_csv, as_json = (base64.b64decode(text).decode() for text in re.findall(r"base64,([^\"]+)", html))
+    assert json.loads(as_json) == answer["windows"]
+    rows = list(csv.DictReader(io.StringIO(as_csv)))
+    assert list(rows[0]) == ["start_s", "end_s", "label", "score", *LABELS]
+    assert float(rows[0]["sad"]) == answer["windows"][0]["scores"]["sad"]
+    assert rows[2]["label"] == rows[2]["sad"] == ""
+
+
+def test_figures_come_from_the_result_files(tmp_path):
+    path = make_result(tmp_path)
+    html = results.page(results.load_results(tmp_path), "ser-base")
+    assert "50.0 %" in html
+    assert "not yet" in html  # the other protocol has no file
+    changed = json.loads(path.read_text())
+    changed["mean"]["uar"] = 0.4321
+    path.write_text(json.dumps(changed))
+    html = results.page(results.load_results(tmp_path), "ser-base")
+    assert "43.2 %" in html
+    assert changed["command"] in html
+
+
+@pytest.mark.parametrize("recipe", ["ser-base", None])
+def test_says_when_nothing_was_measured(tmp_path, recipe):
+    assert "has no figures" in results.page(results.load_results(tmp_path), recipe)
+    assert "Not measured yet" in results.figures_lines({})
+
+
+def test_examples_are_short_and_can_be_heard(classifier):
+    clips = sorted((ROOT / "examples").glob("*.flac"))
+    assert len(clips) >= 5
+    for clip in clips:
+        assert clip.stat().st_size < 150_000
+        assert classifier(str(clip), timeline=True)["duration_s"] < 12
+
+
+def test_app_does_not_import_training():
+    program = "import sys, app; sys.exit(any(name.split('.')[0] == 'train' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=100).returncode == 0
 
 
 def test_says_when_there_is_no_such_model(capsys):

@@ -36,6 +36,16 @@ def test_trims_like_a_listener(extractor, voice):
     np.testing.assert_allclose(extractor(quiet, sampling_rate=16000)["input_features"], loud, atol=1e-3)
 
 
+def test_says_what_trimming_leaves(extractor, voice):
+    loud = np.flatnonzero(np.abs(voice) >= 10 ** (-extractor.trim_db / 20) * np.abs(voice).max())
+    padded = np.concatenate([np.zeros(1234, np.float32), voice, np.zeros(99, np.float32)])
+    first, end = extractor.trimmed_span(padded)
+    assert (first, end) == (1234 + loud[0], 1234 + loud[-1] + 1)
+    num_frames = extractor(padded, sampling_rate=16000)["input_features"].shape[1]
+    assert num_frames == 1 + (end - first) // extractor.hop_length
+    assert SerFeatureExtractor(trim_db=None).trimmed_span(padded) == (0, len(padded))
+
+
 def test_normalises_each_utterance(extractor, voice):
     features = extractor(voice, sampling_rate=16000)["input_features"][0]
     np.testing.assert_allclose(features.mean(0), 0, atol=1e-4)

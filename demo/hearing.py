@@ -1,0 +1,121 @@
+"""What the page knows of a recording: emotions over time, and where the network listened. Numbers only, no page."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ser_model import SerPipeline
+from ser_model.audio import AudioError, read_blocks
+from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
+
+MAX_DURATION_S = 30 * 60  # a recording is held in memory while its picture is drawn
+# Below this probability the page says "unsure" and names the best guess.
+UNSURE_BELOW = 0.4
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """
+    waveform: (num_samples,) float32, mono.
+    rate: Its samples a second.
+    answer: As `SerPipeline` gives it with `timeline=True`; `None` for silence.
+    attention: (num_points,) over the whole recording, how many times more than evenly the network listened there (0
+        where it did not look: silence at a window's ends); `None` if it has no attention over time.
+    """
+
+    waveform: np.ndarray
+    rate: int
+    answer: dict | None
+    attention: np.ndarray | None
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.waveform) / self.rate
+
+
+# As `tqdm(iterable, total=..., desc=...)`: what tells a visitor how far a long recording is.
+Progress = Callable[..., Iterable]
+
+
+def _no_progress(iterable: Iterable, **_) -> Iterable:
+    return iterable
+
+
+def hear(classifier: SerPipeline, path: str, *, progress: Progress = _no_progress) -> Hearing:
+    """
+    Everything about one recording.
+
+    Raises:
+        `AudioError`: it cannot be read, or is longer than `MAX_DURATION_S`.
+    """
+    rate = classifier.feature_extractor.sampling_rate
+    waveform = read(path, rate)
+    if is_silent(waveform):
+        return Hearing(waveform, rate, None, None)
+    answer = score(classifier, waveform, progress=progress)
+    return Hearing(
+        waveform, rate, answer, attention_over_time(classifier, waveform, answer["windows"], progress=progress)
+    )
+
+
+def read(path: str, rate: int) -> np.ndarray:
+    """A whole recording, (num_samples,) float32; refused as soon as it proves longer than `MAX_DURATION_S`."""
+    blocks, num_samples = [], 0
+    for block in read_blocks(path, rate):
+        num_samples += len(block)
+        if num_samples > MAX_DURATION_S * rate:
+            raise AudioError(
+                f"{Path(path).name} is longer than {MAX_DURATION_S // 60} minutes, the most this page takes: cut it, "
+                "or use the shell command."
+            )
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    return float(np.abs(waveform).max()) < SILENCE_PEAK
+
+
+def score(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress) -> dict:
+    """`classifier(waveform, timeline=True)`, window by window, so that one sees how far it is."""
+    rate = classifier.feature_extractor.sampling_rate
+    windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate})
+    num_windows = max(1, round(len(waveform) / rate / WINDOW_S))
+    outputs = [
+        classifier.forward(window) for window in progress(windows, total=num_windows, desc="Listening", unit="windows")
+    ]
+    return classifier.postprocess(outputs, timeline=True)
+
+
+def attention_over_time(
+    classifier: SerPipeline, waveform: np.ndarray, windows: list[dict], *, progress: Progress = _no_progress
+) -> np.ndarray | None:
+    """The mean over members and heads, on the recording's own time axis (see `Hearing.attention`)."""
+    extractor, model = classifier.feature_extractor, classifier.model
+    curve = np.zeros(math.ceil(len(waveform) / extractor.hop_length))
+    for window in progress(windows, total=len(windows), desc="Looking where it listened", unit="windows"):
+        if window["label"] is None:
+            continue
+        start, end = (round(window[name] * extractor.sampling_rate) for name in ("start_s", "end_s"))
+        piece = waveform[start:end]
+        inputs = extractor(piece, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        with torch.inference_mode():
+            attentions = model(**inputs.to(model.device, model.dtype), output_attentions=True).attentions
+        if attentions is None:
+            return None
+        weights = torch.cat(attentions, 1).float().mean(1)[0].cpu().numpy()  # (time,)
+        first, last = (start + sample for sample in extractor.trimmed_span(piece))
+        step = extractor.hop_length * math.prod(model.config.conv_strides)
+        points = np.arange(first // extractor.hop_length, math.ceil(last / extractor.hop_length))
+        curve[points] = np.interp(
+            points * extractor.hop_length, first + step * np.arange(len(weights)), weights * len(weights)
+        )
+    return curve
+
+
+def is_unsure(answer: dict) -> bool:
+    return answer["score"] < UNSURE_BELOW
