@@ -9,7 +9,7 @@ import gradio as gr
 from demo import tabs
 from demo.results import FOLDER, load_results
 from ser_model import SerPipeline
-from ser_model.pretrained import DEFAULT, available
+from ser_model.pretrained import DEFAULT, available, default_model
 from ser_model.scoring import load_quietly
 
 # Every minute, what visitors sent more than ten minutes ago is deleted.
@@ -69,16 +69,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python app.py", description=__doc__)
     parser.add_argument(
         "--model",
-        default=DEFAULT,
-        help="name of a recipe that ships, a folder, or USER/NAME on the Hub (default: %(default)s)",
+        help=f"name of a recipe that ships, a folder, or USER/NAME on the Hub (default: $SER_MODEL, or else {DEFAULT})",
     )
     options = parser.parse_args(arguments)
     try:
-        classifier = load_quietly(options.model)
+        model = options.model or default_model()
+        classifier = load_quietly(model)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    build_demo(classifier, recipe=options.model if options.model in available() else None).launch(**LAUNCH)
+    build_demo(classifier, recipe=model if model in available() else None).launch(**LAUNCH)
     return 0
 
 
