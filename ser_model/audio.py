@@ -34,6 +34,16 @@ class AudioError(ValueError):
     """What is wrong with a recording, in one sentence for the person who gave it."""
 
 
+class _Reader(io.BufferedReader):
+    """A damaged header may send a decoder to before the file's start: soundfile would print a traceback about that."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return self.tell()
+
+
 def read_audio(source, sampling_rate: int) -> np.ndarray:
     """
     A whole recording as one mono waveform.
@@ -110,6 +120,8 @@ def _decode(source, name: str) -> Iterator[tuple[np.ndarray, int]]:
     """Pieces of (num_samples, channels) float32 with their rate: by soundfile, or by PyAV what soundfile cannot open."""
     with _open_binary(source, name) as file:
         start = file.read(4)
+        if not start:
+            raise AudioError(f"{name} is empty.")
         file.seek(0)
         sound = _open_with_soundfile(file) if start in SOUNDFILE_STARTS else None
         if sound is None:
@@ -199,12 +211,12 @@ def _join_frames(frames: Iterator[tuple[np.ndarray, int]]) -> Iterator[tuple[np.
 def _open_binary(source, name: str):
     """A seekable binary file over any accepted source."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
+        return _Reader(io.BytesIO(source))
     if not isinstance(source, (str, os.PathLike)):
         content = source.read() if hasattr(source, "read") else None
         if not isinstance(content, bytes):
             raise AudioError(f"A recording is a path, bytes or a binary file, not {type(source).__name__}.")
-        return io.BytesIO(content)
+        return _Reader(io.BytesIO(content))
     if os.fspath(source).startswith(("http://", "https://")):
         raise AudioError(f"{name} is an address: download the file first, nothing is fetched from the network here.")
     try:
@@ -213,7 +225,7 @@ def _open_binary(source, name: str):
             raise AudioError(
                 f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: give an audio file."
             )
-        return open(source, "rb")
+        return _Reader(open(source, "rb", buffering=0))
     except FileNotFoundError as error:
         raise AudioError(f"{name} does not exist: check the path.") from error
     except (OSError, ValueError) as error:
