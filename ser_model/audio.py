@@ -21,9 +21,9 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 10.0
 MAX_BLOCK_VALUES = 4_000_000  # over all channels: a header may claim a thousand of them
 MAX_SAMPLE = 1e12  # full scale is 1, or 2**31 where integers were kept as floats; beyond, resampling overflows
-# How files begin that libsndfile may open: WAV in its variants, FLAC, Ogg, AIFF, AU, CAF. All else is left to PyAV: MP3,
-# about which libsndfile talks to the terminal, and the many formats that it knows and hardly anyone has tried.
-SOUNDFILE_STARTS = (b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
+# How files begin that libsndfile may open: WAV, FLAC and Ogg. All else is left to PyAV: MP3, about which libsndfile talks
+# to the terminal, CAF, on which damaged it crashes, and the many other formats that it knows and hardly anyone has tried.
+SOUNDFILE_STARTS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS")
 # Containers that PyAV may open. Playlists are not among them: they could make it fetch other files or addresses.
 CONTAINERS = (
     "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav,w64"
