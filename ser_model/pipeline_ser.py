@@ -47,6 +47,7 @@ class SerPipeline(ChunkPipeline):
                 `{"array" or "raw": array, "sampling_rate": int}`, or a list of these.
             top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
+            on_window (*optional*): Called after each window with the seconds heard so far, to show progress.
 
         Returns:
             A list of `{"score": probability, "label": str}`; with `timeline=True` a dict of `label`, `score`,
@@ -60,12 +61,14 @@ class SerPipeline(ChunkPipeline):
         """
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, top_k=None, timeline=False, **kwargs):
+    def _sanitize_parameters(self, top_k=None, timeline=False, on_window=None, **kwargs):
         if kwargs:
-            raise TypeError(f"SerPipeline does not know {', '.join(sorted(kwargs))}: it takes top_k and timeline.")
-        return {}, {}, {"top_k": top_k, "timeline": timeline}
+            raise TypeError(
+                f"SerPipeline does not know {', '.join(sorted(kwargs))}: it takes top_k, timeline and on_window."
+            )
+        return {"on_window": on_window}, {}, {"top_k": top_k, "timeline": timeline}
 
-    def preprocess(self, inputs) -> Iterator[dict]:
+    def preprocess(self, inputs, on_window=None) -> Iterator[dict]:
         rate = self.feature_extractor.sampling_rate
         start, has_sound = 0, False
         for window, is_last in _mark_last(cut_windows(self._blocks(inputs), round(WINDOW_S * rate))):
@@ -77,6 +80,8 @@ class SerPipeline(ChunkPipeline):
             features = self.feature_extractor(window, sampling_rate=rate, return_tensors="pt").to(self.dtype)
             yield {**features, **times, "is_silent": is_silent, "is_last": is_last}
             start += len(window)
+            if on_window is not None:
+                on_window(times["end_s"])
 
     def _forward(self, model_inputs):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "is_silent", "is_last")}
