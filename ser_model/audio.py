@@ -190,9 +190,10 @@ def _convert_frames(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[np.ndarra
     for frame in frames:
         rate = rate or frame.sample_rate
         if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):
-            converter = av.AudioResampler(format="fltp", rate=rate)
+            # Interleaved: PyAV gives a pointer to nowhere for the ninth plane of a planar frame.
+            converter = av.AudioResampler(format="flt", rate=rate)
         for converted in converter.resample(frame):
-            yield converted.to_ndarray().T, rate
+            yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels), rate
 
 
 def _join_frames(frames: Iterator[tuple[np.ndarray, int]]) -> Iterator[tuple[np.ndarray, int]]:

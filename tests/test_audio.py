@@ -124,6 +124,11 @@ def test_a_header_with_many_channels_takes_little_memory(tmp_path):
     assert max(map(len, read_blocks(path, 192000))) <= MAX_BLOCK_VALUES // 1000
 
 
+def test_more_channels_than_eight(voice48, heard):
+    crowd = make_recording("au", np.repeat(voice48[:, None], 62, 1))
+    np.testing.assert_allclose(read_audio(crowd, 16000), heard, atol=1e-3)
+
+
 def test_damaged_packets_are_skipped(voice48, heard):
     content = bytearray(make_recording("mp3", voice48))
     middle = len(content) // 2
