@@ -77,14 +77,19 @@ class SerPipeline(ChunkPipeline):
             has_sound = has_sound or not is_silent
             if is_last and not has_sound:
                 raise AudioError(f"{self._name(inputs)} is silent: there is no voice to hear an emotion in.")
-            features = self.feature_extractor(window, sampling_rate=rate, return_tensors="pt").to(self.dtype)
-            yield {**features, **times, "is_silent": is_silent, "is_last": is_last}
-            start += len(window)
             if on_window is not None:
                 on_window(times["end_s"])
+            # Of silence one sample is enough: its answer does not count.
+            heard = window[:1] if is_silent else window
+            features = self.feature_extractor(heard, sampling_rate=rate, return_tensors="pt").to(self.dtype)
+            yield {**features, **times, "is_silent": is_silent, "is_last": is_last}
+            start += len(window)
 
     def _forward(self, model_inputs):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "is_silent", "is_last")}
+        if np.all(about["is_silent"]):  # hours of it would else take as long as hours of speech
+            size = (len(model_inputs["input_features"]), self.model.config.num_labels)
+            return {**about, "probabilities": torch.zeros(size)}
         return {**about, "probabilities": self.model(**model_inputs).logits.float().softmax(-1)}
 
     def postprocess(self, model_outputs, top_k=None, timeline=False):
