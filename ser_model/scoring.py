@@ -1,5 +1,6 @@
 """Many recordings, one result each: files are scored side by side, and a bad one does not stop the others."""
 
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -70,6 +71,7 @@ def score_files(
 def load_quietly(model: str, device: str = "cpu") -> SerPipeline:
     """The pipeline without transformers' own progress bars, and on one thread: so small a network is slower on two."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what is wrong with a checkpoint is said by `load_pipeline`, in one sentence
     torch.set_num_threads(1)
     return load_pipeline(model, device=device)
 
@@ -90,10 +92,8 @@ class _Worker:
 
     def give(self, path: str) -> None:
         self.path = path
-        try:
+        with contextlib.suppress(OSError):  # if it has died, `take` will say so
             self.connection.send(path)
-        except OSError:  # it has died; `take` will say so
-            pass
 
     def take(self) -> dict:
         try:
@@ -109,24 +109,27 @@ class _Worker:
 
 def _score_side_by_side(paths: list[str], *, model: str, device: str, workers: int) -> Iterator[dict]:
     waiting = iter(paths)
-    busy = {}
+    busy, idle = {}, [_Worker(model, device) for _ in range(min(workers, len(paths)))]
     try:
-        for path in itertools.islice(waiting, workers):
-            worker = _Worker(model, device)
+        for path in itertools.islice(waiting, len(idle)):
+            worker = idle.pop()
             worker.give(path)
             busy[worker.connection] = worker
         while busy:
             for connection in multiprocessing.connection.wait(list(busy)):
                 worker = busy.pop(connection)
                 result = worker.take()
-                if (path := next(waiting, None)) is not None:
+                if (path := next(waiting, None)) is None:
+                    idle.append(worker)
+                else:
                     worker = worker if worker.process.is_alive() else _Worker(model, device)
                     worker.give(path)
                     busy[worker.connection] = worker
                 yield result
     finally:
-        for worker in busy.values():
+        for worker in (*idle, *busy.values()):
             worker.process.kill()
+            worker.process.join()
 
 
 def _work(connection, model: str, device: str) -> None:
