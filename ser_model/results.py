@@ -173,7 +173,7 @@ def _write_json(results: Iterable[dict], file, labels: list[str], timeline: bool
 def _write_csv(results: Iterable[dict], file, labels: list[str], timeline: bool) -> None:
     writer = csv.DictWriter(file, _columns(labels), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rows(results, timeline))
+    writer.writerows(rows(results, timeline))
 
 
 def _write_parquet(results: Iterable[dict], path: Path, labels: list[str], timeline: bool) -> None:
@@ -184,9 +184,9 @@ def _write_parquet(results: Iterable[dict], path: Path, labels: list[str], timel
         raise OSError("Writing Parquet needs one more package: pip install pyarrow") from error
     texts = ("path", "label", "error")
     schema = pyarrow.schema([(name, "string" if name in texts else "float64") for name in _columns(labels)])
-    rows = _rows(results, timeline)
+    all_rows = rows(results, timeline)
     with parquet.ParquetWriter(path, schema) as writer:
-        while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        while some := list(itertools.islice(all_rows, ROWS_AT_ONCE)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(some, schema))
 
 
@@ -197,7 +197,7 @@ def _columns(labels: list[str]) -> list[str]:
     return ["path", "start_s", "end_s", "label", "score", *labels, "error"]
 
 
-def _rows(results: Iterable[dict], timeline: bool) -> Iterator[dict]:
+def rows(results: Iterable[dict], timeline: bool) -> Iterator[dict]:
     """One row a file, or with a timeline one a window; the last column says why a file could not be read."""
     for result in results:
         path = result["path"].encode(errors="backslashreplace").decode()
