@@ -143,7 +143,10 @@ def train(
     if len(rows[held_out]):
         run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
         run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
-    return save_run(run, trainer.model, extractor, output, with_code=with_code)
+    if trainer.is_world_process_zero():  # of several processes, one writes
+        run = save_run(run, trainer.model, extractor, output, with_code=with_code)
+    trainer.accelerator.wait_for_everyone()
+    return run
 
 
 @torch.inference_mode()
