@@ -1,37 +1,93 @@
 """`python -m ser_model`: the emotions in recordings, from the shell."""
 
 import argparse
-import csv
-import io
-import json
 import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from .results import FORMATS, Journal, write_results
 from .scoring import find_recordings, score_files
+
+MAX_ERRORS_SHOWN = 10  # the others stand in the output
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    paths = [path for given in options.input for path in find_recordings(given)]
+    # A recording that is named twice is scored once.
+    paths = list(dict.fromkeys(path for given in options.input for path in find_recordings(given)))
     if not paths:
-        print(f"error: there is no recording in {', '.join(options.input)}.", file=sys.stderr)
-        return 1
+        return _explain(f"there is no recording in {', '.join(options.input)}.")
     try:
-        answers = score_files(paths, model=options.model, device=options.device, workers=options.workers)
-        results = list(tqdm(answers, total=len(paths), unit="file", disable=len(paths) == 1, leave=False))
-    except (OSError, ValueError) as error:  # the checkpoint; what is wrong with a recording stands in its result
-        print(f"error: {error}", file=sys.stderr)
+        return _run(paths, options)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    _write(_FORMATS[options.format](results, options.timeline), options.output)
-    failed = [result for result in results if "error" in result]
-    for result in failed:
-        print(f"error: {result['error']}", file=sys.stderr)
-    if failed and len(results) > 1:
-        print(f"{len(failed)} of {len(results)} files could not be read.", file=sys.stderr)
+    except OSError as error:  # the checkpoint or the output; what is wrong with a recording stands in its result
+        name = error.filename or options.output
+        return _explain(f"{name} cannot be opened or written: {error.strerror}." if error.strerror else error)
+    except ValueError as error:
+        return _explain(error)
+    except KeyboardInterrupt:
+        return _explain("stopped; the same command goes on from here." if options.output else "stopped.", status=130)
+
+
+def _run(paths: list[str], options: argparse.Namespace) -> int:
+    if options.output and os.path.isdir(options.output):
+        raise ValueError(f"{options.output} is a folder: give --output the name of a file.")
+    path = Path(f"{options.output}.journal") if options.output and len(paths) > 1 else None
+    journal = Journal(path, {"model": options.model, "timeline": options.timeline})
+    try:
+        _score(paths, journal, options)
+        write_results(
+            journal.read(paths),
+            options.output,
+            kind=options.format,
+            labels=journal.labels,
+            timeline=options.timeline,
+        )
+        failed = [result["error"] for result in journal.read(paths) if "error" in result]
+    finally:
+        journal.close()
+    journal.delete()
+    for error in failed[:MAX_ERRORS_SHOWN]:
+        _explain(error)
+    if failed and len(paths) > 1:
+        print(f"{len(failed)} of {len(paths)} files could not be read.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _score(paths: list[str], journal: Journal, options: argparse.Namespace) -> None:
+    """Adds to the journal what it does not hold yet."""
+    left = [path for path in paths if path not in journal]
+    one_file = len(paths) == 1
+    bar = tqdm(
+        total=None if one_file else len(paths),
+        initial=0 if one_file else len(paths) - len(left),
+        unit=" s" if one_file else "file",
+        disable=None if one_file else False,  # None: only where there is somebody at a terminal to see it
+        leave=bool(options.output) and not one_file,
+    )
+    with bar:
+        answers = score_files(
+            left,
+            model=options.model,
+            device=options.device,
+            workers=options.workers,
+            on_window=(lambda heard_s: bar.update(heard_s - bar.n)) if one_file else None,
+        )
+        for result in answers:
+            if not options.timeline:
+                result.pop("windows", None)
+            journal.add(result)
+            if not one_file:
+                bar.update()
+
+
+def _explain(message, *, status: int = 1) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -42,56 +98,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default="ser-base",
         help="name of a recipe that ships, a folder, or USER/NAME on the Hub (default: %(default)s)",
     )
-    parser.add_argument("--format", choices=_FORMATS, default="text", help="(default: %(default)s)")
-    parser.add_argument("--output", help="write there instead of to the terminal")
+    parser.add_argument("--format", choices=FORMATS, help="(default: as the output's name ends, else text)")
+    parser.add_argument("--output", help="write there instead of to the terminal; a run that was stopped goes on")
     parser.add_argument("--timeline", action="store_true", help="also the emotion of each few seconds")
-    parser.add_argument("--workers", type=int, default=1, help="files scored side by side (default: %(default)s)")
+    parser.add_argument("--workers", type=_count, default=1, help="files scored side by side (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    ending = Path(options.output or "").suffix.lower().removeprefix(".")
+    options.format = options.format or (ending if ending in FORMATS else "text")
+    if options.format == "parquet" and options.output is None:
+        parser.error("Parquet is not for the terminal: give --output as well.")
+    return options
 
 
-def _as_text(results: list[dict], timeline: bool) -> str:
-    lines = []
-    for result in results:
-        if "error" in result:
-            continue
-        answer = f"Predicted Emotion: {result['label']} (Confidence: {result['score']:.2f})"
-        lines.append(answer if len(results) == 1 else f"{result['path']}: {answer}")
-        for window in result["windows"] if timeline else []:
-            heard = "silence" if window["label"] is None else f"{window['label']} ({window['score']:.2f})"
-            lines.append(f"  {window['start_s']:.1f} to {window['end_s']:.1f} s: {heard}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _as_json(results: list[dict], timeline: bool) -> str:
-    kept = [{name: value for name, value in result.items() if timeline or name != "windows"} for result in results]
-    return json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-
-
-def _as_csv(results: list[dict], timeline: bool) -> str:
-    """One row a file, or with a timeline one a window; the last column says why a file could not be read."""
-    labels = list(next((result["scores"] for result in results if "scores" in result), {}))
-    columns = ["path", "start_s", "end_s", "label", "score", *labels, "error"]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        whole = {**result, "start_s": 0.0 if "windows" in result else None, "end_s": result.get("duration_s")}
-        for span in result.get("windows", [whole]) if timeline else [whole]:
-            writer.writerow({"path": result["path"], **span, **(span.get("scores") or {})})
-    return file.getvalue()
-
-
-_FORMATS = {"text": _as_text, "json": _as_json, "csv": _as_csv}
-
-
-def _write(text: str, output: str | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-        return
-    partial = Path(f"{output}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, output)
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more.")
+    return int(text)
 
 
 if __name__ == "__main__":

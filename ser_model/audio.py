@@ -19,6 +19,11 @@ MAX_DURATION_S = 10 * 3600
 MIN_DURATION_S = 0.05
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 10.0
+MAX_BLOCK_VALUES = 4_000_000  # over all channels: a header may claim a thousand of them
+MAX_SAMPLE = 1e12  # full scale is 1, or 2**31 where integers were kept as floats; beyond, resampling overflows
+# How files begin that libsndfile may open: WAV, FLAC and Ogg. All else is left to PyAV: MP3, about which libsndfile talks
+# to the terminal, CAF, on which damaged it crashes, and the many other formats that it knows and hardly anyone has tried.
+SOUNDFILE_STARTS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS")
 # Containers that PyAV may open. Playlists are not among them: they could make it fetch other files or addresses.
 CONTAINERS = (
     "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav,w64"
@@ -27,6 +32,16 @@ CONTAINERS = (
 
 class AudioError(ValueError):
     """What is wrong with a recording, in one sentence for the person who gave it."""
+
+
+class _Reader(io.BufferedReader):
+    """A damaged header may send a decoder to before the file's start: soundfile would print a traceback about that."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return self.tell()
 
 
 def read_audio(source, sampling_rate: int) -> np.ndarray:
@@ -48,7 +63,8 @@ def read_audio(source, sampling_rate: int) -> np.ndarray:
 
 def read_blocks(source, sampling_rate: int) -> Iterator[np.ndarray]:
     """
-    A recording as consecutive pieces of one mono waveform, in memory that does not grow with its length.
+    A recording as consecutive pieces of one mono waveform, in memory that does not grow with its length. Of a file cut
+    short comes what its format still lets decode.
 
     Args and pieces are as in `read_audio`.
 
@@ -77,51 +93,67 @@ def resample(waveform: np.ndarray, orig_rate: int, sampling_rate: int) -> np.nda
     A waveform in memory, checked, downmixed and resampled as a file would be.
 
     Args:
-        waveform: (num_samples,) or (num_samples, channels), float in [-1, 1] by custom, or integers at full scale.
+        waveform: (num_samples,) or (num_samples, channels), float in [-1, 1] by custom, or 8, 16 or 32-bit integers at
+            full scale.
         orig_rate, sampling_rate: Its rate and the rate wanted, in hertz.
 
     Raises:
         `AudioError`: an impossible shape, type or rate; NaN or infinite samples; too short.
     """
-    waveform = np.asarray(waveform)
-    if np.issubdtype(waveform.dtype, np.integer):
-        waveform = waveform / np.float32(np.iinfo(waveform.dtype).max + 1.0)
-    elif not np.issubdtype(waveform.dtype, np.floating):
-        raise AudioError(f"A waveform is an array of numbers, not of {waveform.dtype}.")
-    if waveform.ndim not in (1, 2):
+    waveform, name = _as_float(waveform), "The waveform"
+    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] < waveform.shape[1]):
         raise AudioError(f"A waveform has shape (num_samples,) or (num_samples, channels), not {waveform.shape}.")
-    name = "The waveform"
-    mono = _downmix(waveform.reshape(len(waveform), -1).astype(np.float32), name)
-    if len(mono) < MIN_DURATION_S * _checked_rate(orig_rate, name):
+    if len(waveform) < MIN_DURATION_S * _checked_rate(orig_rate, name):
         raise AudioError(f"{name} is too short: it needs at least {MIN_DURATION_S * 1000:.0f} ms of sound.")
-    return soxr.resample(mono, orig_rate, sampling_rate)
+    return soxr.resample(_downmix(waveform.reshape(len(waveform), -1), name), orig_rate, sampling_rate)
 
 
 def describe(source) -> str:
-    """How a message names a source."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return getattr(source, "name", None) or "The recording"
+    """How a message names a source: on one line, whatever the name holds."""
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
+    if not isinstance(name, str) or not name:
+        return "The recording"
+    return name if name.isprintable() else repr(name)
 
 
 def _decode(source, name: str) -> Iterator[tuple[np.ndarray, int]]:
     """Pieces of (num_samples, channels) float32 with their rate: by soundfile, or by PyAV what soundfile cannot open."""
     with _open_binary(source, name) as file:
-        start = file.tell()
-        try:
-            sound = soundfile.SoundFile(file)
-        except (soundfile.LibsndfileError, OSError):
-            file.seek(start)
+        start = file.read(4)
+        if not start:
+            raise AudioError(f"{name} is empty.")
+        file.seek(0)
+        sound = _open_with_soundfile(file) if start in SOUNDFILE_STARTS else None
+        if sound is None:
+            file.seek(0)
             yield from _decode_with_av(file, name)
+        else:
+            with sound:
+                yield from _decode_with_soundfile(sound, name)
+
+
+def _open_with_soundfile(file) -> soundfile.SoundFile | None:
+    try:
+        sound = soundfile.SoundFile(file)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    # A recorder that was stopped hard leaves the length 0 in its header: PyAV then reads to the end of the file.
+    return sound if sound.frames else None
+
+
+def _decode_with_soundfile(sound: soundfile.SoundFile, name: str) -> Iterator[tuple[np.ndarray, int]]:
+    # Not `SoundFile.blocks`: it believes the length in the header, and fills up a shorter file with stale memory.
+    block_size = max(1, min(int(BLOCK_S * sound.samplerate), MAX_BLOCK_VALUES // sound.channels))
+    while True:
+        try:
+            block = sound.read(block_size, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"{name} is damaged or cut short: decoding stopped with “{error}” Check that the file is whole."
+            ) from error
+        if len(block) == 0:
             return
-        with sound:
-            try:
-                yield from (
-                    (block, sound.samplerate)
-                    for block in sound.blocks(int(BLOCK_S * sound.samplerate), dtype="float32", always_2d=True)
-                )
-            except soundfile.LibsndfileError as error:
-                raise AudioError(f"{name} is damaged: decoding stopped with “{error}”") from error
+        yield block, sound.samplerate
 
 
 def _decode_with_av(file, name: str) -> Iterator[tuple[np.ndarray, int]]:
@@ -129,10 +161,7 @@ def _decode_with_av(file, name: str) -> Iterator[tuple[np.ndarray, int]]:
         with av.open(file, options={"format_whitelist": CONTAINERS, "protocol_whitelist": ""}) as container:
             if not container.streams.audio:
                 raise AudioError(f"{name} has no sound track.")
-            to_float = av.AudioResampler(format="fltp")
-            for frame in container.decode(audio=0):
-                for converted in to_float.resample(frame):
-                    yield converted.to_ndarray().T, converted.sample_rate
+            yield from _join_frames(_convert_frames(_decode_packets(container, name)))
     except (av.FFmpegError, UnicodeDecodeError) as error:
         raise AudioError(
             f"{name} is not a recording that can be read: use WAV, FLAC, MP3, OGG, M4A or WebM, and check that the file "
@@ -140,14 +169,55 @@ def _decode_with_av(file, name: str) -> Iterator[tuple[np.ndarray, int]]:
         ) from error
 
 
+def _decode_packets(container: av.container.InputContainer, name: str) -> Iterator[av.AudioFrame]:
+    """The sound's frames; a damaged packet is skipped, as players do, unless most are."""
+    num_good, num_bad = 0, 0
+    for packet in container.demux(audio=0):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            num_bad += 1
+            continue
+        num_good += bool(frames)
+        yield from frames
+    if num_bad > num_good:
+        raise AudioError(f"{name} is damaged: most of its sound cannot be decoded. Check that the file is whole.")
+
+
+def _convert_frames(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[np.ndarray, int]]:
+    """Each decoded frame as (num_samples, channels) float32, at the rate of the first one: a stream may change its mind."""
+    rate, kind, converter = None, None, None
+    for frame in frames:
+        rate = rate or frame.sample_rate
+        if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            # Interleaved: PyAV gives a pointer to nowhere for the ninth plane of a planar frame.
+            converter = av.AudioResampler(format="flt", rate=rate)
+        for converted in converter.resample(frame):
+            yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels), rate
+
+
+def _join_frames(frames: Iterator[tuple[np.ndarray, int]]) -> Iterator[tuple[np.ndarray, int]]:
+    """Pieces of about a second out of frames of a few milliseconds, which would be slow to resample one by one."""
+    joined, num_samples = [], 0
+    for samples, rate in frames:
+        if joined and (num_samples >= rate or samples.shape[1] != joined[0].shape[1]):
+            yield np.concatenate(joined), rate
+            joined, num_samples = [], 0
+        joined.append(samples)
+        num_samples += len(samples)
+    if joined:
+        yield np.concatenate(joined), rate
+
+
 def _open_binary(source, name: str):
     """A seekable binary file over any accepted source."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
+        return _Reader(io.BytesIO(source))
     if not isinstance(source, (str, os.PathLike)):
-        if not hasattr(source, "read"):
+        content = source.read() if hasattr(source, "read") else None
+        if not isinstance(content, bytes):
             raise AudioError(f"A recording is a path, bytes or a binary file, not {type(source).__name__}.")
-        return io.BytesIO(source.read())
+        return _Reader(io.BytesIO(content))
     if os.fspath(source).startswith(("http://", "https://")):
         raise AudioError(f"{name} is an address: download the file first, nothing is fetched from the network here.")
     try:
@@ -156,12 +226,28 @@ def _open_binary(source, name: str):
             raise AudioError(
                 f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: give an audio file."
             )
-        return open(source, "rb")
+        return _Reader(open(source, "rb", buffering=0))
     except FileNotFoundError as error:
         raise AudioError(f"{name} does not exist: check the path.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AudioError(f"{name} cannot be opened: {reason}.") from error
+
+
+def _as_float(waveform) -> np.ndarray:
+    """The same waveform as float32, integers as parts of their full scale."""
+    try:
+        waveform = np.asarray(waveform)
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list; a tensor on a GPU or with a gradient
+        raise AudioError(f"A waveform is an array of numbers: {str(error).splitlines()[0]}") from error
+    if waveform.dtype.kind in "iu" and waveform.dtype.itemsize <= 4:
+        limits = np.iinfo(waveform.dtype)
+        middle = 0 if limits.min else (limits.max + 1) // 2
+        return ((waveform - np.float64(middle)) / ((limits.max - limits.min + 1) / 2)).astype(np.float32)
+    if waveform.dtype.kind != "f":
+        raise AudioError(f"A waveform is an array of numbers, floats or 8 to 32-bit integers, not {waveform.dtype}.")
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return waveform.astype(np.float32)
 
 
 def _checked_rate(rate, name: str) -> int:
@@ -174,7 +260,8 @@ def _checked_rate(rate, name: str) -> int:
 
 def _downmix(block: np.ndarray, name: str) -> np.ndarray:
     """(num_samples, channels) -> (num_samples,), refusing what is not a number."""
-    mono = block.mean(1) if block.shape[1] > 1 else block[:, 0]
-    if not np.isfinite(mono).all():
-        raise AudioError(f"{name} contains NaN or infinite samples: export it again.")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        mono = block.mean(1) if block.shape[1] > 1 else block[:, 0]
+    if not (np.abs(mono) < MAX_SAMPLE).all():
+        raise AudioError(f"{name} contains NaN or infinite samples, or some too large for a sound: export it again.")
     return np.ascontiguousarray(mono)

@@ -61,6 +61,7 @@ class SerPipeline(ChunkPipeline):
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
             allow_urls (`bool`, defaults to `False`): Fetch a path that starts with http:// or https:// from the network.
             batch_size (`int`, defaults to 1): Windows that the network hears at a time.
+            on_window (*optional*): Called after each window with the seconds heard so far, to show progress.
 
         Returns:
             A list of `{"score": probability, "label": str}`; with `timeline=True` a dict of `label`, `score`,
@@ -78,17 +79,18 @@ class SerPipeline(ChunkPipeline):
 
     def _sanitize_parameters(self, **kwargs):
         """The options that were given, so that those of a call leave the others of `pipeline(...)` as they are."""
-        if unknown := sorted(set(kwargs) - {"top_k", "timeline", "allow_urls"}):
+        if unknown := sorted(set(kwargs) - {"top_k", "timeline", "allow_urls", "on_window"}):
             raise TypeError(
-                f"SerPipeline does not know {', '.join(unknown)}: it takes top_k, timeline, allow_urls and batch_size."
+                f"SerPipeline does not know {', '.join(unknown)}: it takes top_k, timeline, allow_urls, on_window and "
+                "batch_size."
             )
         top_k = kwargs.get("top_k")
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}: give a number of labels, 1 or more, or None for all of them.")
-        reading = {name: value for name, value in kwargs.items() if name == "allow_urls"}
+        reading = {name: value for name, value in kwargs.items() if name in ("allow_urls", "on_window")}
         return reading, {}, {name: value for name, value in kwargs.items() if name not in reading}
 
-    def preprocess(self, inputs, allow_urls=False) -> Iterator[dict]:
+    def preprocess(self, inputs, allow_urls=False, on_window=None) -> Iterator[dict]:
         rate = self.feature_extractor.sampling_rate
         start, has_sound = 0, False
         blocks = self._blocks(inputs, allow_urls)
@@ -98,12 +100,19 @@ class SerPipeline(ChunkPipeline):
             has_sound = has_sound or not is_silent
             if is_last and not has_sound:
                 raise AudioError(f"{self._name(inputs)} is silent: there is no voice to hear an emotion in.")
-            features = self.feature_extractor(window, sampling_rate=rate, return_tensors="pt").to(self.dtype)
+            if on_window is not None:
+                on_window(times["end_s"])
+            # Of silence one sample is enough: its answer does not count.
+            heard = window[:1] if is_silent else window
+            features = self.feature_extractor(heard, sampling_rate=rate, return_tensors="pt").to(self.dtype)
             yield {**features, **times, "is_silent": is_silent, "is_last": is_last}
             start += len(window)
 
     def _forward(self, model_inputs):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "is_silent", "is_last")}
+        if np.all(about["is_silent"]):  # hours of it would else take as long as hours of speech
+            size = (len(model_inputs["input_features"]), self.model.config.num_labels)
+            return {**about, "probabilities": torch.zeros(size)}
         return {**about, "probabilities": self.model(**model_inputs).logits.float().softmax(-1)}
 
     def postprocess(self, model_outputs, top_k=None, timeline=False):

@@ -1,22 +1,25 @@
 """Many recordings, one result each: files are scored side by side, and a bad one does not stop the others."""
 
-import concurrent.futures
+import contextlib
+import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
-from .audio import AudioError
+from .audio import AudioError, describe
 from .pipeline_ser import SerPipeline
 from .pretrained import load_pipeline
 
 # What a folder is searched for; a file that is named is opened whatever its name.
 EXTENSIONS = {
-    *(".aac", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mkv", ".mov"),
-    *(".mp3", ".mp4", ".oga", ".ogg", ".opus", ".wav", ".webm"),
+    *(".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".avi", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov"),
+    *(".mp3", ".mp4", ".oga", ".ogg", ".opus", ".w64", ".wav", ".webm", ".wma"),
 }
 
 
@@ -24,51 +27,116 @@ def find_recordings(path: str) -> list[str]:
     """A folder's recordings at any depth in the order of their names, or the path itself if it is no folder."""
     if not os.path.isdir(path):
         return [path]
-    return sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in EXTENSIONS)
+    return sorted(
+        str(file)
+        for file in Path(path).rglob("*")
+        # A name with a dot in front is another system's note about the file that has the rest as its name.
+        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and not file.is_dir()
+    )
 
 
-def score_file(pipeline: SerPipeline, path: str) -> dict:
-    """`{"path", "label", "score", "scores", "duration_s", "windows"}` (see `SerPipeline`), or `{"path", "error"}`."""
+def score_file(pipeline: SerPipeline, path: str, *, on_window: Callable[[float], None] | None = None) -> dict:
+    """
+    `{"path", "label", "score", "scores", "duration_s", "windows"}` (see `SerPipeline`), or `{"path", "error"}`.
+    `on_window` is told after each window how many seconds have been heard.
+    """
     try:
-        return {"path": path, **pipeline(path, timeline=True)}
+        return {"path": path, **pipeline(path, timeline=True, on_window=on_window)}
     except AudioError as error:
         return {"path": path, "error": str(error)}
+    except Exception as error:  # what nobody thought of: the files after this one still want their turn
+        return {"path": path, "error": f"{describe(path)} could not be scored: {type(error).__name__}, {error}."}
 
 
-def score_files(paths: list[str], *, model: str, device: str = "cpu", workers: int = 1) -> Iterator[dict]:
+def score_files(
+    paths: list[str], *, model: str, device: str = "cpu", workers: int = 1, on_window=None
+) -> Iterator[dict]:
     """
-    `score_file` of each path, in order, as they are done.
+    `score_file` of each path, as they are done: with several workers in any order.
+
+    Args:
+        on_window: As in `score_file`; several workers do not call it.
 
     Raises:
-        `OSError`: the checkpoint cannot be loaded.
+        `OSError`, `ValueError`: the checkpoint cannot be loaded.
     """
     pipeline = load_quietly(model, device)  # for workers too: what is wrong with a checkpoint is then said once
     if workers <= 1 or len(paths) <= 1:
-        yield from (score_file(pipeline, path) for path in paths)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(paths)),
-        mp_context=multiprocessing.get_context("spawn"),  # forking after PyTorch has started threads can hang
-        initializer=_start_worker,
-        initargs=(model, device),
-    ) as pool:
-        yield from pool.map(_score_in_worker, paths, chunksize=4)
+        yield from (score_file(pipeline, path, on_window=on_window) for path in paths)
+    else:
+        del pipeline
+        yield from _score_side_by_side(paths, model=model, device=device, workers=workers)
 
 
 def load_quietly(model: str, device: str = "cpu") -> SerPipeline:
     """The pipeline without transformers' own progress bars, and on one thread: so small a network is slower on two."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what is wrong with a checkpoint is said by `load_pipeline`, in one sentence
     torch.set_num_threads(1)
     return load_pipeline(model, device=device)
 
 
-_pipeline = None  # a worker's own
+class _Worker:
+    """
+    A process that scores one recording after the other. Not one of `concurrent.futures`: should a process die, those do
+    not tell on which recording, and give up the others.
+    """
+
+    def __init__(self, model: str, device: str):
+        context = multiprocessing.get_context("spawn")  # forking after PyTorch has started threads can hang
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, model, device), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.path = None
+
+    def give(self, path: str) -> None:
+        self.path = path
+        with contextlib.suppress(OSError):  # if it has died, `take` will say so
+            self.connection.send(path)
+
+    def take(self) -> dict:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return {
+                "path": self.path,
+                "error": f"{describe(self.path)} could not be scored: the process that read it died (exit status "
+                f"{self.process.exitcode}), for want of memory perhaps.",
+            }
 
 
-def _start_worker(model: str, device: str) -> None:
-    global _pipeline
-    _pipeline = load_quietly(model, device)
+def _score_side_by_side(paths: list[str], *, model: str, device: str, workers: int) -> Iterator[dict]:
+    waiting = iter(paths)
+    busy, idle = {}, [_Worker(model, device) for _ in range(min(workers, len(paths)))]
+    try:
+        for path in itertools.islice(waiting, len(idle)):
+            worker = idle.pop()
+            worker.give(path)
+            busy[worker.connection] = worker
+        while busy:
+            for connection in multiprocessing.connection.wait(list(busy)):
+                worker = busy.pop(connection)
+                result = worker.take()
+                if (path := next(waiting, None)) is None:
+                    idle.append(worker)
+                else:
+                    worker = worker if worker.process.is_alive() else _Worker(model, device)
+                    worker.give(path)
+                    busy[worker.connection] = worker
+                yield result
+    finally:
+        for worker in (*idle, *busy.values()):
+            worker.process.kill()
+            worker.process.join()
 
 
-def _score_in_worker(path: str) -> dict:
-    return score_file(_pipeline, path)
+def _work(connection, model: str, device: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what to do is for the parent to say
+    pipeline = load_quietly(model, device)
+    try:
+        while True:
+            connection.send(score_file(pipeline, connection.recv()))
+    except (EOFError, OSError):  # nothing more to do, or the parent is gone
+        return

@@ -1,14 +1,34 @@
 import csv
+import errno
 import json
+import os
+import re
+import resource
 import subprocess
 import sys
+import time
 
+import numpy as np
+import psutil
+import pyarrow.parquet
 import pytest
 import soundfile
 
 from ser_model.__main__ import main
 from ser_model.pretrained import available, load_pipeline
 from tests.conftest import ROOT, make_voice
+from tests.test_audio import BROKEN, broken_files
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.fixture(scope="module")
+def broken_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("broken")
+    broken_files(folder)
+    soundfile.write(folder / "silence.wav", np.zeros(80000), 16000)
+    soundfile.write(folder / "level.wav", np.full(80000, 1e-5), 16000, subtype="FLOAT")
+    return folder
 
 
 @pytest.fixture
@@ -89,6 +109,153 @@ def test_says_what_is_wrong(clip, capsys, arguments, says):
     captured = capsys.readouterr()
     assert says in captured.err and captured.out == ""
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("timeline", [[], ["--timeline"]])
+def test_parquet_holds_what_csv_holds(folder, tmp_path, timeline):
+    for ending in ("csv", "parquet"):
+        assert main([str(folder), "--output", str(tmp_path / f"out.{ending}"), *timeline]) == 1
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        expected = list(csv.DictReader(file))
+    assert table.column_names == list(expected[0])
+    for row, text in zip(table.to_pylist(), expected, strict=True):
+        for name, value in row.items():
+            assert (float(text[name]) if isinstance(value, float) else text[name]) == ("" if value is None else value)
+
+
+def test_output_ends_as_the_format(folder, tmp_path):
+    main([str(folder), "--output", str(tmp_path / "out.json")])
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 4
+    main([str(folder), "--output", str(tmp_path / "out.json"), "--format", "csv"])
+    assert (tmp_path / "out.json").read_text().startswith("path,start_s,")
+    assert {path.name for path in tmp_path.glob("out*")} == {"out.json"}
+
+
+def many_files(folder):
+    folder.mkdir()
+    for number in range(80):
+        soundfile.write(folder / f"{number:02d}.wav", make_voice(1.0, seed=number), 16000)
+    (folder / "40.wav").write_text("not a sound")
+    return str(folder)
+
+
+def test_killed_run_goes_on(tmp_path, capsys):
+    folder, journal = many_files(tmp_path / "in"), tmp_path / "out.csv.journal"
+    command = [sys.executable, "-m", "ser_model", folder, "--output", str(tmp_path / "out.csv"), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None
+        time.sleep(0.002)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not (tmp_path / "out.csv").exists()
+    with open(journal, "ab") as file:
+        file.write(b'{"path": "cut sh')
+    kept = journal.read_bytes().count(b"\n") - 1
+    assert main([folder, "--output", str(tmp_path / "out.csv")]) == 1
+    assert f"{kept}/80" in capsys.readouterr().err  # the progress bar starts there
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{folder}/{number:02d}.wav" for number in range(80)]
+    assert [row["path"] for row in rows if row["error"]] == [f"{folder}/40.wav"]
+    assert not journal.exists()
+
+
+def test_full_disk_leaves_the_previous_output(folder, tmp_path):
+    (tmp_path / "out.csv").write_text("the last run's\n")
+    command = [sys.executable, "-m", "ser_model", str(folder), "--output", str(tmp_path / "out.csv")]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: {} cannot be opened or written: {}.\n".format(tmp_path / "out.csv", FULL))
+    assert (tmp_path / "out.csv").read_text() == "the last run's\n"
+    assert main([str(folder), "--output", str(tmp_path / "out.csv")]) == 1
+    assert (tmp_path / "out.csv").read_text().count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines.wav", "träne😢.wav", b"not utf-8 \xff.wav", "-dash.wav", 'comma, "quote".wav']
+)
+@pytest.mark.parametrize("kind", ["text", "json", "csv", "parquet"])
+def test_any_name(tmp_path, name, kind):
+    path = os.path.join(tmp_path, os.fsdecode(name))
+    with open(path, "wb") as file:
+        soundfile.write(file, make_voice(0.5), 16000, format="WAV")
+    (tmp_path / "broken.wav").write_bytes(b"")
+    output = tmp_path / "out"
+    assert main([str(tmp_path), "--format", kind, "--output", str(output)]) == 1
+    readable = path.encode(errors="backslashreplace").decode()
+    if kind == "text":
+        assert output.read_text().count("\n") == 1
+    elif kind == "json":
+        assert path in {row["path"] for row in json.loads(output.read_text())}
+    elif kind == "csv":
+        with open(output, newline="", encoding="utf-8") as file:
+            assert readable in {row["path"] for row in csv.DictReader(file)}
+    else:
+        assert readable in pyarrow.parquet.read_table(output)["path"].to_pylist()
+
+
+def test_a_file_named_twice_is_scored_once(clip, tmp_path):
+    assert main([clip, str(tmp_path), clip, "--output", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").read_text().count("\n") == 2
+
+
+def test_reader_that_has_seen_enough(folder):
+    command = f"'{sys.executable}' -m ser_model '{folder}/a.wav' --timeline | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)  # noqa: S602
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_interrupted_run_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ser_model.__main__.score_files", interrupt)
+    assert main([str(folder), "--output", str(tmp_path / "out.csv")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(folder, tmp_path, capsys):
+    for output, says in ((tmp_path / "no/such/out.csv", "No such file or directory"), (tmp_path, "is a folder")):
+        assert main([str(folder), "--output", str(output)]) == 1
+        error = capsys.readouterr().err
+        assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--workers", "0"], "not a number of 1 or more"),
+        (["--workers", "many"], "not a number of 1 or more"),
+        (["--format", "parquet"], "give --output as well"),
+        (["--format", "xml"], "invalid choice"),
+    ],
+)
+def test_wrong_options(clip, capsys, options, says):
+    with pytest.raises(SystemExit) as caught:
+        main([clip, *options])
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [case for case in BROKEN if case[0] != "days.wav"] + [("silence.wav", "is silent"), ("level.wav", "is silent")],
+)
+def test_bad_files_exit_with_one_sentence(broken_folder, capsys, name, says):
+    assert main([str(broken_folder / name)]) == 1
+    captured = capsys.readouterr()
+    assert re.search(says if name != "folder.wav" else "no recording in", captured.err)
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
 def test_empty_folder(tmp_path, capsys):

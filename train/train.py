@@ -152,7 +152,10 @@ def train(
     if len(rows[held_out]):
         run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
         run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
-    return save_run(run, trainer.model, extractor, output, with_code=with_code)
+    if trainer.is_world_process_zero():  # of several processes, one writes
+        run = save_run(run, trainer.model, extractor, output, with_code=with_code)
+    trainer.accelerator.wait_for_everyone()
+    return run
 
 
 @torch.inference_mode()
@@ -195,7 +198,8 @@ def make_trainer(
     arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         num_train_epochs=settings.num_epochs,
-        per_device_train_batch_size=settings.batch_size,
+        # The recipe's batch is shared out between processes, so that they take the same number of steps as one.
+        per_device_train_batch_size=max(1, settings.batch_size // int(os.environ.get("WORLD_SIZE", 1))),
         per_device_eval_batch_size=64,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,

@@ -8,14 +8,14 @@ from pathlib import Path
 from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
+from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, check_checkpoint
 from ..pipeline_ser import SerPipeline
 
 FOLDER = Path(__file__).parent
 DEFAULT = "ser-base"
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
+FILES = [CONFIG, EXTRACTOR, WEIGHTS]
 # USER/NAME, or USER/NAME@REVISION: a commit, tag or branch.
 HUB_NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
@@ -54,18 +54,20 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
 
     Raises:
         `OSError`: there is no such checkpoint, or a file of it cannot be read.
-        `ValueError`: its weights are not those of this network.
+        `ValueError`: a file of it is damaged, or its weights are not those of this network.
     """
     folder = _find(model)
+    check_checkpoint(folder)
     try:
         network, info = AutoModelForAudioClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
+            folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-        feature_extractor = AutoFeatureExtractor.from_pretrained(folder)
-    except SafetensorError as error:
-        raise OSError(f"The weights in {folder} are damaged: {error}.") from error
-    except RuntimeError as error:  # transformers lists the shapes that do not match over many lines
-        raise ValueError(f"The weights in {folder} are not those of this network.") from error
+        feature_extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: shapes, types, names of classes
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}/config.json does not fit this network and its weights: {reason}") from error
     # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong)} do not match.")
