@@ -198,8 +198,7 @@ def make_trainer(
     arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         num_train_epochs=settings.num_epochs,
-        # The recipe's batch is shared out between processes, so that they take the same number of steps as one.
-        per_device_train_batch_size=max(1, settings.batch_size // int(os.environ.get("WORLD_SIZE", 1))),
+        per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
