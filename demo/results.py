@@ -128,9 +128,19 @@ def _per_class(result: dict) -> str:
 
 
 def _calibration(result: dict) -> str:
+    rows = "".join(
+        f'<tr><td class="number">{percent(b["confidence"])}</td><td class="number">{percent(b["accuracy"])}</td>'
+        f'<td class="number">{b["num_clips"]}</td></tr>'
+        for b in result.get("reliability", [])
+    )
+    table = (
+        '<div class="scroll"><table class="grid"><thead><tr><th scope="col" class="number">its confidence</th>'
+        '<th scope="col" class="number">how often it is right</th><th scope="col" class="number">clips</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
     return (
         f"<h4>Can its confidence be believed?</h4><p>On average its confidence is {percent(result['mean']['ece'])} "
-        "away from how often it is right (expected calibration error).</p>"
+        f"away from how often it is right (expected calibration error).</p>{table if rows else ''}"
     )
 
 

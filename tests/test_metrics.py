@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from train.metrics import EmotionMetric, confusion, expected_calibration_error, per_class, scores
+from train.metrics import EmotionMetric, confusion, expected_calibration_error, per_class, reliability, scores
 
 
 def test_figures_by_hand():
@@ -32,6 +32,9 @@ def test_calibration_error():
     # two bins, of four clips and one, each by itself wrong by its own distance
     mixed = np.array([[0.9, 0.1]] * 4 + [[0.4, 0.6]])
     assert expected_calibration_error(mixed, references) == pytest.approx((4 * 0.1 + 0.4) / 5)
+    bins = reliability(mixed, references)
+    assert [b["num_clips"] for b in bins] == [1, 4]
+    assert bins[1]["confidence"] == pytest.approx(0.9) and bins[1]["accuracy"] == 1
 
 
 def test_reports_of_classes():

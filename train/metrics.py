@@ -38,17 +38,29 @@ def scores(probabilities: np.ndarray, references: np.ndarray) -> dict[str, float
     return {**figures, "ece": expected_calibration_error(probabilities, references)}
 
 
-def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray, *, num_bins: int = 15) -> float:
+def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
     """
-    Mean distance between confidence and accuracy over `num_bins` equally wide bins of confidence, weighted by their
-    clips (Guo et al. 2017, equation 3). In [0, 1]; 0 means that a confidence of 0.8 is right four times in five.
+    Mean distance between confidence and accuracy over the bins of `reliability`, weighted by their clips (Guo et al.
+    2017, equation 3). In [0, 1]; 0 means that a confidence of 0.8 is right four times in five.
     """
+    gaps = [abs(b["accuracy"] - b["confidence"]) * b["num_clips"] for b in reliability(probabilities, references)]
+    return float(sum(gaps) / len(references))
+
+
+def reliability(probabilities: np.ndarray, references: np.ndarray, *, num_bins: int = 15) -> list[dict]:
+    """Mean confidence and accuracy of the clips in each of `num_bins` equally wide bins of confidence that holds any."""
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == references
     # Bins are open on the left: a confidence of exactly 1 belongs to the last.
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(references))
+    return [
+        {
+            "confidence": float(confidence[bins == i].mean()),
+            "accuracy": float(correct[bins == i].mean()),
+            "num_clips": int((bins == i).sum()),
+        }
+        for i in np.unique(bins)
+    ]
 
 
 def per_class(probabilities: np.ndarray, references: np.ndarray, labels: list[str]) -> dict[str, dict]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ser_model.configuration_ser import EMOTIONS
 
-from .metrics import confusion, per_class, scores
+from .metrics import confusion, per_class, reliability, scores
 from .ravdess import parse_name
 from .recipe import Recipe
 
@@ -53,6 +53,7 @@ def summarise(runs: dict[int, dict], recipe: Recipe, *, protocol: str, seed: int
             f"by_{field}": _by_field(probabilities, references, [f[field] for f in fields])
             for field in ("gender", "intensity")
         },
+        "reliability": reliability(probabilities, references),
         "confusion_matrix": confusion(probabilities, references, len(labels)),
         "labels": labels,
         "model": {"num_parameters": any_run["num_parameters"], "num_bytes": any_run["num_bytes"]},

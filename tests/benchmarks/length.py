@@ -2,9 +2,13 @@
 `python -m tests.benchmarks.length`: time and memory for recordings of one minute, one hour and (with `--long`) ten hours.
 
 Prints for each format and length: CPU seconds, wall seconds, windows, and by how much memory rose above idle at its peak.
+Writes the same to `length.json` beside this file.
 """
 
 import argparse
+import json
+import os
+import platform
 import tempfile
 import threading
 import time
@@ -18,6 +22,7 @@ from ser_model.scoring import load_quietly, score_file
 from tests.conftest import make_voice
 
 RATE = 48000
+RESULTS = Path(__file__).with_suffix(".json")
 
 
 def write_recording(path: Path, minutes: int, *, silent: bool = False) -> Path:
@@ -57,6 +62,7 @@ def main() -> None:
     classifier = load_quietly("ser-base")
     classifier(make_voice(5.0))  # what is loaded on first use belongs to the idle memory
     print(f"{'recording':<28}{'size':>9}{'CPU':>10}{'wall':>10}{'windows':>9}{'memory':>11}")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for suffix, minutes, silent in cases:
             path = write_recording(Path(folder) / f"recording.{suffix}", minutes, silent=silent)
@@ -71,6 +77,17 @@ def main() -> None:
                 flush=True,
             )
             path.unlink()
+            rows.append(
+                {
+                    "recording": name,
+                    "cpu_s": round(cpu, 1),
+                    "wall_s": round(wall, 1),
+                    "windows": num_windows,
+                    "memory_rose_mb": round(memory.rose_mb),
+                }
+            )
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1}
+    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
