@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import yaml
 
 from ser_model.pretrained import default_model, load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
+from tests.fuzz import make_recording
 from tests.hub_server import TOKEN, serve
-from tests.test_audio import encode
 from tests.test_push import make_checkpoint
 from train import push, train
 
@@ -125,7 +126,7 @@ def test_stranger_hears_every_kind_of_recording(pushed, checkpoint, stranger, tm
     waveform = make_voice(3.0, rate=48000)
     stereo, m4a, hour = (str(tmp_path / name) for name in ("stereo.wav", "clip.m4a", "hour.wav"))
     soundfile.write(stereo, np.stack([waveform, waveform], 1), 48000, subtype="FLOAT")
-    encode(m4a, waveform, codec="aac")
+    Path(m4a).write_bytes(make_recording("m4a", waveform))
     minute = make_voice(60.0)
     with soundfile.SoundFile(hour, "w", 16000, 1) as file:
         for _ in range(HOUR_S // 60):

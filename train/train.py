@@ -106,6 +106,7 @@ def train(
         "data_fingerprint": data_fingerprint(data),
     }
     if finished := _finished_run(output, settings):
+        _write_card(finished, output)  # with what has been measured since
         return finished
     transformers.set_seed(seed)
     extractor = SerFeatureExtractor(**recipe.features)
@@ -259,13 +260,18 @@ def save_run(run: dict, model, extractor, output: Path, *, with_code: bool) -> d
             kind._auto_class = None
         model.save_pretrained(output)
         extractor.save_pretrained(output)
-    write_card(run, list(model.config.id2label.values()), extractor.sampling_rate, output / "README.md")
+    _write_card(run, output)
     run = {**run, "num_bytes": (output / "model.safetensors").stat().st_size}
     partial = output / f"{RUN_FILE}.partial"  # RUN_FILE is written last: a folder that holds it is a finished run
     partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
     os.replace(partial, output / RUN_FILE)
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return run
+
+
+def _write_card(run: dict, output: Path) -> None:
+    labels = list(SerConfig.from_pretrained(output).id2label.values())
+    write_card(run, labels, SerFeatureExtractor.from_pretrained(output).sampling_rate, output / "README.md")
 
 
 def _finished_run(output: Path, settings: dict) -> dict | None:

@@ -65,7 +65,11 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
         feature_extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except OSError:
         raise
-    except Exception as error:  # of many kinds: shapes, types, names of classes
+    except RuntimeError as error:  # transformers lists the shapes over many lines
+        raise ValueError(
+            f"The weights in {folder} are not those of this network: {CONFIG} does not fit {WEIGHTS} in shape."
+        ) from error
+    except Exception as error:  # of many kinds: types, names of classes
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}/config.json does not fit this network and its weights: {reason}") from error
     # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
