@@ -284,9 +284,11 @@ def _files_table(answers: list[dict]) -> str:
         )
         for a in answers
     )
+    num_failed = sum("error" in a for a in answers)
+    summary = f"<p>{len(answers) - num_failed} of {len(answers)} recordings heard.</p>" if num_failed else ""
     records = [{k: v for k, v in {**a, **a.get("scores", {})}.items() if k != "scores"} for a in answers]
     return (
-        f'{pictures.downloads("emotions", pictures.as_csv(records))}<div class="scroll"><table class="grid files"><thead><tr>'
+        f'{summary}{pictures.downloads("emotions", pictures.as_csv(records))}<div class="scroll"><table class="grid files"><thead><tr>'
         '<th scope="col">file</th><th scope="col">emotion</th><th scope="col" class="number">confidence</th>'
         f'<th scope="col" class="number">length</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -182,6 +182,7 @@ def test_lists_many_files(page, tmp_path):
     page.get_by_role("button", name="Listen to all").click()
     expect(page.locator(".files tbody tr")).to_have_count(2)
     expect(page.locator(".files")).to_contain_text("notes.txt is not a recording")
+    expect(page.get_by_text("1 of 2 recordings heard.")).to_be_visible()
     with page.expect_download() as download:
         page.locator(".downloads:visible a").click()
     assert "notes.txt" in download.value.path().read_text()
