@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 
 class EmotionMetric(evaluate.Metric):
@@ -24,7 +24,7 @@ class EmotionMetric(evaluate.Metric):
     def _compute(self, predictions, references):
         predictions, references = np.asarray(predictions), np.asarray(references)
         return {
-            "uar": float(balanced_accuracy_score(references, predictions)),
+            "uar": float(recall_score(references, predictions, labels=np.unique(references), average="macro")),
             "accuracy": float((predictions == references).mean()),
             "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
             "weighted_f1": float(f1_score(references, predictions, average="weighted", zero_division=0)),
