@@ -10,7 +10,7 @@ import torch
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError, read_blocks
-from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
+from ser_model.pipeline_ser import WINDOW_S, is_silent
 
 MAX_DURATION_S = 30 * 60  # a recording is held in memory while its picture is drawn
 # Below this probability the page says "unsure" and names the best guess.
@@ -74,10 +74,6 @@ def read(path: str, rate: int) -> np.ndarray:
             )
         blocks.append(block)
     return np.concatenate(blocks)
-
-
-def is_silent(waveform: np.ndarray) -> bool:
-    return float(np.abs(waveform).max()) < SILENCE_PEAK
 
 
 def score(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress) -> dict:

@@ -11,12 +11,12 @@ import numpy as np
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError, read_audio
-from ser_model.pipeline_ser import WINDOW_S
+from ser_model.pipeline_ser import WINDOW_S, is_silent
 from ser_model.pretrained import available
 from ser_model.scoring import load_quietly
 
 from . import pictures
-from .hearing import MAX_DURATION_S, hear, is_silent, read, score
+from .hearing import MAX_DURATION_S, hear, read, score
 from .results import figures_lines, page
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

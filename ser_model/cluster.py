@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .results import rows
+from .results import TEXT_COLUMNS, columns, rows
 from .scoring import find_recordings, load_quietly, score_file
 
 try:
@@ -24,10 +24,9 @@ class Scorer:
     def __call__(self, batch: dict) -> dict:
         """A batch of paths -> as many rows, with the columns of the CSV that `python -m ser_model` writes."""
         scored = list(rows([score_file(self.pipeline, str(path)) for path in batch["path"]], timeline=False))
-        names = ("path", "start_s", "end_s", "label", "score", *self.labels, "error")
-        texts = ("path", "label", "error")
         # "" and NaN, not None: every worker must give every column the same type.
-        return {name: [row.get(name, "" if name in texts else float("nan")) for row in scored] for name in names}
+        empty = {name: "" if name in TEXT_COLUMNS else float("nan") for name in columns(self.labels)}
+        return {name: [row.get(name, nothing) for row in scored] for name, nothing in empty.items()}
 
 
 def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int) -> None:

@@ -96,16 +96,16 @@ class SerPipeline(ChunkPipeline):
         blocks = self._blocks(inputs, allow_urls)
         for window, is_last in _mark_last(cut_windows(blocks, round(WINDOW_S * rate))):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
-            is_silent = float(np.abs(window).max()) < SILENCE_PEAK
-            has_sound = has_sound or not is_silent
+            silent = is_silent(window)
+            has_sound = has_sound or not silent
             if is_last and not has_sound:
                 raise AudioError(f"{self._name(inputs)} is silent: there is no voice to hear an emotion in.")
             if on_window is not None:
                 on_window(times["end_s"])
             # Of silence one sample is enough: its answer does not count.
-            heard = window[:1] if is_silent else window
+            heard = window[:1] if silent else window
             features = self.feature_extractor(heard, sampling_rate=rate, return_tensors="pt").to(self.dtype)
-            yield {**features, **times, "is_silent": is_silent, "is_last": is_last}
+            yield {**features, **times, "is_silent": silent, "is_last": is_last}
             start += len(window)
 
     def _forward(self, model_inputs):
@@ -191,6 +191,11 @@ def _download(url: str, path: str) -> str:
             raise
         raise AudioError(f"{url} could not be fetched: {error}.") from error
     return path
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether there is nothing to hear in (num_samples,): no sample reaches `SILENCE_PEAK`."""
+    return float(np.abs(waveform).max()) < SILENCE_PEAK
 
 
 def cut_windows(blocks: Iterator[np.ndarray], window_size: int) -> Iterator[np.ndarray]:

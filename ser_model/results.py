@@ -18,6 +18,7 @@ except ImportError:  # Windows
     fcntl = None
 
 ROWS_AT_ONCE = 10_000
+TEXT_COLUMNS = ("path", "label", "error")  # the others are numbers
 
 
 class Journal:
@@ -171,7 +172,7 @@ def _write_json(results: Iterable[dict], file, labels: list[str], timeline: bool
 
 
 def _write_csv(results: Iterable[dict], file, labels: list[str], timeline: bool) -> None:
-    writer = csv.DictWriter(file, _columns(labels), extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(file, columns(labels), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows(results, timeline))
 
@@ -182,8 +183,7 @@ def _write_parquet(results: Iterable[dict], path: Path, labels: list[str], timel
         from pyarrow import parquet
     except ImportError as error:
         raise OSError("Writing Parquet needs one more package: pip install pyarrow") from error
-    texts = ("path", "label", "error")
-    schema = pyarrow.schema([(name, "string" if name in texts else "float64") for name in _columns(labels)])
+    schema = pyarrow.schema([(name, "string" if name in TEXT_COLUMNS else "float64") for name in columns(labels)])
     all_rows = rows(results, timeline)
     with parquet.ParquetWriter(path, schema) as writer:
         while some := list(itertools.islice(all_rows, ROWS_AT_ONCE)):
@@ -193,7 +193,8 @@ def _write_parquet(results: Iterable[dict], path: Path, labels: list[str], timel
 FORMATS = {"text": _write_text, "json": _write_json, "csv": _write_csv, "parquet": _write_parquet}
 
 
-def _columns(labels: list[str]) -> list[str]:
+def columns(labels: list[str]) -> list[str]:
+    """Of `rows`, in the order in which they are written."""
     return ["path", "start_s", "end_s", "label", "score", *labels, "error"]
 
 
