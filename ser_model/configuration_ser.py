@@ -16,23 +16,31 @@ EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "s
 @strict
 class SerConfig(PreTrainedConfig):
     r"""
-    num_mel_bins (`int`, defaults to 64):
+    encoder (`str`, defaults to `"residual_bilstm_attention"`):
+        The network between features and classifier: one of `encoders_ser.ENCODERS`. Not every setting below concerns every
+        encoder.
+    feature_size (`int`, defaults to 64):
         Width of one frame of `input_features`.
     num_cepstra (`list[int]`, defaults to `[40, 0]`):
-        One entry a member of the model. A member with 0 reads the log-mel bands as they are; a member with a
-        positive number starts with a discrete cosine transform to that many cepstra.
-    conv_channels (`int`, defaults to 96):
-        Channels of every convolution.
+        One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
+        reads a discrete cosine transform of them to that many cepstra.
+    conv_channels (`int` or `list[int]`, defaults to 96):
+        Channels of each convolution (or residual block of two); one number stands for all.
     conv_strides (`list[int]`, defaults to `[2, 2, 1]`):
-        One residual block of two convolutions an entry, and by how much it shortens time.
+        One convolution or block an entry, and by how much it (or the pooling after it) shortens time.
     conv_kernel_size (`int`, defaults to 5):
         Frames that a convolution sees; odd, so that frames stay centred.
     lstm_hidden_size (`int`, defaults to 64):
         Size of the BiLSTM's state, in each direction.
+    num_transformer_layers, intermediate_size (`int`, default to 3 and 128):
+        Transformer layers, and the width between their two linear layers.
     num_attention_heads (`int`, defaults to 4):
-        Heads of the attention over time; each pools a mean and a standard deviation.
-    conv_dropout, lstm_dropout, classifier_dropout (`float`):
-        Dropout after each residual block, after the BiLSTM, and before the classifier.
+        Heads of the attention over time, or of the transformer layers.
+    hidden_size (`int`, defaults to 64):
+        Width of a second LSTM, and of the hidden layer before the classifier.
+    conv_dropout, lstm_dropout, hidden_dropout, classifier_dropout (`float`):
+        Dropout after each convolution or block, after the BiLSTM, in the transformer and at the layers of `hidden_size`,
+        and before the classifier.
     temperature (`float`, defaults to 1.0):
         What the logits are divided by, so that a confidence of 0.8 is right four times in five; fitted on validation
         clips (Guo et al. 2017). It changes no prediction and takes no part in training.
@@ -40,15 +48,20 @@ class SerConfig(PreTrainedConfig):
 
     model_type = "ser"
 
-    num_mel_bins: int = 64
+    encoder: str = "residual_bilstm_attention"
+    feature_size: int = 64
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
-    conv_channels: int = 96
+    conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
     conv_kernel_size: int = 5
     lstm_hidden_size: int = 64
+    num_transformer_layers: int = 3
+    intermediate_size: int = 128
     num_attention_heads: int = 4
+    hidden_size: int = 64
     conv_dropout: float | int = 0.2
     lstm_dropout: float | int = 0.3
+    hidden_dropout: float | int = 0.3
     classifier_dropout: float | int = 0.3
     temperature: float | int = 1.0
 

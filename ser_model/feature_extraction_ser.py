@@ -1,11 +1,23 @@
-"""From waveform to log-mel: all signal processing and all normalisation, and nothing of the network."""
+"""From waveform to features: all signal processing and all normalisation, and nothing of the network."""
 
 import math
 
 import numpy as np
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
-from transformers.audio_utils import mel_filter_bank
+from transformers.audio_utils import chroma_filter_bank, mel_filter_bank
+
+from .descriptors_ser import (
+    chroma,
+    cosines,
+    decibels,
+    deltas,
+    mean_over_time,
+    power_spectrum,
+    rms_energy,
+    spectral_centroid_and_bandwidth,
+    zero_crossing_rate,
+)
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
@@ -14,24 +26,35 @@ MIN_DEVIATION_DB = 1.0
 
 class SerFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Log-mel features of mono waveforms, each clip normalised by its own statistics.
+    What the network hears of mono waveforms: each clip is trimmed of the silence at its ends, turned into frames of
+    features, cut at `max_frames`, and normalised.
 
-    Each clip is trimmed of the silence at its ends, scaled to peak 1, turned into a power mel spectrogram
-    (as `librosa.feature.melspectrogram` with zero padding and the Slaney mel scale), expressed in decibels below
-    its loudest value (as `librosa.power_to_db(ref=np.max)`), and normalised. So neither the recording's level nor
-    digital silence around it changes a feature.
+    The features, by `feature_type`, each equal to librosa's of the same name (see `descriptors_ser.py`):
+
+    - `"log_mel"`: `feature_size` mel bands in decibels, a band normalised by its Slaney area, zeros around the clip.
+    - `"mfcc"`: the first `feature_size` coefficients of the cosine transform of `num_mel_bins` such bands.
+    - `"zcr_rms_mfcc"`: zero-crossing rate, RMS energy, and `feature_size` - 2 MFCC.
+    - `"descriptors"`: one frame for the whole clip, the means over time of MFCC, their first and second derivative (the
+      same number of each), chroma (12), mel bands in decibels, spectral centroid, spectral bandwidth, zero-crossing rate
+      and RMS energy.
 
     Args:
-        feature_size (`int`, defaults to 64): Number of mel bands.
+        feature_type (`str`, defaults to `"log_mel"`): One of the above.
+        feature_size (`int`, defaults to 64): Numbers in a frame.
+        num_mel_bins (`int`, *optional*): Mel bands; `feature_size` for `"log_mel"`, otherwise 128 if left out.
         sampling_rate (`int`, defaults to 16000): Rate of the waveforms, in hertz.
         n_fft (`int`, defaults to 512): Length of a frame and of its Fourier transform, in samples.
         hop_length (`int`, defaults to 256): Distance between frames, in samples.
         f_min_hz, f_max_hz (`float`): Edges of the mel bands; `f_max_hz` is at most half the sampling rate.
         top_db (`float`, defaults to 80.0): Values further below the clip's loudest are raised to that floor.
+        relative_level (`bool`, defaults to `True`): Scale each clip to peak 1 and count decibels from its loudest value,
+            so that the recording's level changes nothing. Otherwise the level of the waveform is kept.
         trim_db (`float`, *optional*, defaults to 30.0): Samples before the first and after the last that come
             within this many decibels of the clip's peak are cut off. `None` keeps them.
-        normalize (`str`, *optional*, defaults to `"utterance"`): `"utterance"` gives each band of each clip mean 0
-            and deviation 1; `None` leaves decibels in [-`top_db`, 0].
+        max_frames (`int`, *optional*): What is heard of a longer clip: its first frames. `None` hears all.
+        normalize (`str`, *optional*, defaults to `"utterance"`): `"utterance"` gives each feature of each clip mean 0
+            and deviation 1; `"dataset"` subtracts `mean` and divides by `std`; `None` leaves features as they are.
+        mean, std (`list[float]`, *optional*): For `"dataset"`, of each feature over the training clips' frames.
         padding_value (`float`, defaults to 0.0): What fills a shorter clip of a batch.
     """
 
@@ -40,36 +63,42 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     def __init__(
         self,
         *,
+        feature_type="log_mel",
         feature_size=64,
+        num_mel_bins=None,
         sampling_rate=16000,
         n_fft=512,
         hop_length=256,
         f_min_hz=50.0,
         f_max_hz=8000.0,
         top_db=80.0,
+        relative_level=True,
         trim_db=30.0,
+        max_frames=None,
         normalize="utterance",
+        mean=None,
+        std=None,
         padding_value=0.0,
         **kwargs,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        if normalize not in ("utterance", None):
-            raise ValueError(f"normalize must be 'utterance' or None, not {normalize!r}.")
-        if not 0 <= f_min_hz < f_max_hz <= sampling_rate / 2:
-            raise ValueError(
-                f"Mel bands must lie between 0 and {sampling_rate / 2:g} Hz (half the sampling rate), "
-                f"not from {f_min_hz:g} to {f_max_hz:g} Hz."
-            )
+        self.feature_type = feature_type
+        self.num_mel_bins = num_mel_bins or (feature_size if feature_type == "log_mel" else 128)
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.f_min_hz = f_min_hz
         self.f_max_hz = f_max_hz
         self.top_db = top_db
+        self.relative_level = relative_level
         self.trim_db = trim_db
+        self.max_frames = max_frames
         self.normalize = normalize
+        self.mean = mean
+        self.std = std
+        self.num_mfcc = self._check_settings()
         mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
-            num_mel_filters=feature_size,
+            num_mel_filters=self.num_mel_bins,
             min_frequency=f_min_hz,
             max_frequency=f_max_hz,
             sampling_rate=sampling_rate,
@@ -79,9 +108,35 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.mel_filters = torch.from_numpy(mel_filters).float()  # (n_fft // 2 + 1, num_mel_bins)
         self.window = torch.hann_window(n_fft)
 
+    def _check_settings(self) -> int:
+        """How many MFCC the features hold."""
+        if self.normalize not in ("utterance", "dataset", None):
+            raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {self.normalize!r}.")
+        if not 0 <= self.f_min_hz < self.f_max_hz <= self.sampling_rate / 2:
+            raise ValueError(
+                f"Mel bands must lie between 0 and {self.sampling_rate / 2:g} Hz (half the sampling rate), "
+                f"not from {self.f_min_hz:g} to {self.f_max_hz:g} Hz."
+            )
+        num_others = {"log_mel": self.num_mel_bins, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + self.num_mel_bins}
+        if self.feature_type not in num_others:
+            raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
+        kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
+        num_mfcc, rest = divmod(self.feature_size - num_others[self.feature_type], kinds)
+        if rest or not (num_mfcc == 0 if self.feature_type == "log_mel" else 0 < num_mfcc <= self.num_mel_bins):
+            raise ValueError(
+                f"{self.feature_type} features of {self.num_mel_bins} mel bands must not have the size "
+                f"{self.feature_size}."
+            )
+        return num_mfcc
+
     def to_dict(self):
-        """The parameters; the filters and the window follow from them."""
-        return {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window")}
+        """The parameters; the filters, the window and the number of MFCC follow from them."""
+        return {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window", "num_mfcc")}
+
+    @property
+    def max_duration_s(self) -> float:
+        """What can be heard of a clip at once, in seconds; infinity without `max_frames`."""
+        return math.inf if self.max_frames is None else self.max_frames * self.hop_length / self.sampling_rate
 
     def __call__(self, raw_speech, *, sampling_rate=None, return_tensors=None, **kwargs) -> BatchFeature:
         """
@@ -89,17 +144,18 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: One mono waveform (`np.ndarray`, `torch.Tensor` or list of float) or a list of them, of shape
-                (num_samples,) each, in [-1, 1] by custom; the level does not matter.
+                (num_samples,) each, in [-1, 1] by custom.
             sampling_rate (`int`): Rate of `raw_speech` in hertz. Give it: a wrong one is refused.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; NumPy arrays if left out.
 
         Returns:
-            `BatchFeature` with `input_features` (batch, num_frames, num_mel_bins), float32, and `attention_mask`
+            `BatchFeature` with `input_features` (batch, num_frames, feature_size), float32, and `attention_mask`
             (batch, num_frames), int64, 1 on frames of the clip and 0 on padding. A clip of n samples, after trimming,
-            has 1 + n // `hop_length` frames.
+            has 1 + n // `hop_length` frames, `max_frames` at most; one for `"descriptors"`.
 
         Raises:
-            `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform.
+            `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform; `mean` and
+                `std` are missing.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -107,13 +163,19 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
                 f"resample it first, e.g. with librosa.resample(waveform, orig_sr={sampling_rate}, "
                 f"target_sr={self.sampling_rate})."
             )
+        if self.normalize == "dataset" and (self.mean is None or self.std is None):
+            raise ValueError("normalize is 'dataset', but mean and std are missing: training sets them.")
         waveforms = [self._prepare(waveform) for waveform in _as_list(raw_speech)]
-        num_frames = torch.tensor([1 + len(waveform) // self.hop_length for waveform in waveforms])
+        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)  # (batch, num_samples)
+        num_frames = 1 + num_samples // self.hop_length
         mask = torch.arange(int(num_frames.max())) < num_frames[:, None]  # (batch, num_frames)
-        features = self._log_mel(padded, mask)
+        features, mask = self._features(padded, num_samples, mask)
+        features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
         if self.normalize == "utterance":
             features = _normalize_utterances(features, mask)
+        elif self.normalize == "dataset":
+            features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
         features = features.masked_fill(~mask[..., None], self.padding_value)
         data = {"input_features": features, "attention_mask": mask.long()}
         if return_tensors != "pt":
@@ -121,7 +183,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _prepare(self, waveform) -> torch.Tensor:
-        """One waveform of any accepted kind, checked, trimmed and scaled to peak 1: (num_samples,)."""
+        """One waveform of any accepted kind, checked, trimmed, and scaled to peak 1 if wanted: (num_samples,)."""
         waveform = torch.as_tensor(waveform).to(torch.float32)
         if waveform.ndim != 1:
             raise ValueError(
@@ -136,7 +198,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         if peak == 0:
             return waveform
         first, end = self.trimmed_span(waveform)
-        return waveform[first:end] / peak
+        return waveform[first:end] / peak if self.relative_level else waveform[first:end]
 
     def trimmed_span(self, waveform) -> tuple[int, int]:
         """What is left of a waveform, (num_samples,), after trimming: its first sample and the one after its last."""
@@ -146,24 +208,37 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         loud = torch.nonzero(loudness >= loudness.max() * 10 ** (-self.trim_db / 20))
         return int(loud[0]), int(loud[-1]) + 1
 
-    def _log_mel(self, waveforms: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(batch, num_samples) -> decibels below each clip's loudest value, (batch, num_frames, num_mel_bins)."""
-        spectrum = torch.stft(
-            waveforms,
-            self.n_fft,
-            self.hop_length,
-            window=self.window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )  # (batch, n_fft // 2 + 1, num_frames)
-        power = spectrum.real.square() + spectrum.imag.square()
-        mel = power.transpose(1, 2) @ self.mel_filters  # (batch, num_frames, num_mel_bins)
+    def _features(self, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, num_samples) -> features (batch, num_frames, feature_size) before normalisation, and their mask."""
+        power = power_spectrum(waveforms, self.window, self.hop_length)  # (batch, num_frames, n_fft // 2 + 1)
         # The window of a last frame reaches past a shorter clip's end into padding, not the other way round, so the
         # frames under the mask are those of the clip alone.
-        decibels = 10 * torch.log10(mel.clamp(min=1e-10))
-        loudest = decibels.masked_fill(~mask[..., None], -math.inf).amax((1, 2), keepdim=True)
-        return (decibels - loudest).clamp(min=-self.top_db)
+        mel = decibels(power @ self.mel_filters, mask, top_db=self.top_db, relative=self.relative_level)
+        if self.feature_type == "log_mel":
+            return mel, mask
+        mfcc = mel @ cosines(self.num_mfcc, self.num_mel_bins).T
+        if self.feature_type == "mfcc":
+            return mfcc, mask
+        frames = {"n_fft": self.n_fft, "hop_length": self.hop_length}
+        crossings, energy = zero_crossing_rate(waveforms, num_samples, **frames), rms_energy(waveforms, **frames)
+        if self.feature_type == "zcr_rms_mfcc":
+            return torch.cat([crossings, energy, mfcc], -1), mask
+        descriptors = [
+            mfcc,
+            deltas(mfcc, mask, order=1),
+            deltas(mfcc, mask, order=2),
+            chroma(power, self._chroma_filters()),
+            mel,
+            *spectral_centroid_and_bandwidth(power, self.sampling_rate),
+            crossings,
+            energy,
+        ]
+        return mean_over_time(torch.cat(descriptors, -1), mask)[:, None], mask[:, :1]
+
+    def _chroma_filters(self) -> torch.Tensor:
+        """(n_fft // 2 + 1, 12)"""
+        filters = chroma_filter_bank(num_frequency_bins=self.n_fft, num_chroma=12, sampling_rate=self.sampling_rate)
+        return torch.from_numpy(filters.T).float()
 
 
 def _as_list(raw_speech) -> list:

@@ -14,7 +14,8 @@ from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 from .audio import AudioError, describe, read_blocks, resample
 
 # Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than half of it joins the last window,
-# so windows last from half to one and a half times WINDOW_S (a recording shorter than that is one window).
+# so windows last from half to one and a half times WINDOW_S (a recording shorter than that is one window). Of an extractor
+# that hears less at once, windows last no longer than that, and what does not fit is a window of its own.
 WINDOW_S = 4.0
 # Below -80 dB of full scale there is nothing to hear in a 16-bit recording but its last bits.
 SILENCE_PEAK = 1e-4
@@ -94,7 +95,7 @@ class SerPipeline(ChunkPipeline):
         rate = self.feature_extractor.sampling_rate
         start, has_sound = 0, False
         blocks = self._blocks(inputs, allow_urls)
-        for window, is_last in _mark_last(cut_windows(blocks, round(WINDOW_S * rate))):
+        for window, is_last in _mark_last(cut_windows(blocks, *self._window_sizes())):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
             silent = is_silent(window)
             has_sound = has_sound or not silent
@@ -129,6 +130,11 @@ class SerPipeline(ChunkPipeline):
             for output, p, s in zip(model_outputs, probabilities, silent)
         ]
         return {**answer, "duration_s": windows[-1]["end_s"], "windows": windows}
+
+    def _window_sizes(self) -> tuple[int, int]:
+        """Samples in a window, and the most that the last one may have."""
+        rate, limit_s = self.feature_extractor.sampling_rate, self.feature_extractor.max_duration_s
+        return round(min(WINDOW_S, limit_s) * rate), round(min(1.5 * WINDOW_S, limit_s) * rate)
 
     def _answer(self, probabilities: np.ndarray) -> dict:
         scores = {self.model.config.id2label[i]: float(p) for i, p in enumerate(probabilities)}
@@ -198,15 +204,15 @@ def is_silent(waveform: np.ndarray) -> bool:
     return float(np.abs(waveform).max()) < SILENCE_PEAK
 
 
-def cut_windows(blocks: Iterator[np.ndarray], window_size: int) -> Iterator[np.ndarray]:
+def cut_windows(blocks: Iterator[np.ndarray], window_size: int, longest: int) -> Iterator[np.ndarray]:
     """
-    Consecutive windows of `window_size` samples out of pieces of any size; the last has between half and one and a
-    half times `window_size`, or all there is of a shorter recording.
+    Consecutive windows of `window_size` samples out of pieces of any size; the last has what is left, which is up to
+    `longest` samples.
     """
     buffered = np.zeros(0, np.float32)
     for block in blocks:
         buffered = np.concatenate([buffered, block])
-        while len(buffered) >= window_size * 3 // 2:
+        while len(buffered) > longest:
             yield buffered[:window_size]
             buffered = buffered[window_size:]
     yield buffered

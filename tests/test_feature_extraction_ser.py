@@ -29,6 +29,115 @@ def test_agrees_with_librosa(duration_s):
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3)
 
 
+LIBROSA = {"n_fft": 1024, "hop_length": 256}
+
+
+def make_extractor(**settings):
+    kept = {"trim_db": None, "normalize": None, "relative_level": False, "f_min_hz": 0.0, "f_max_hz": 8000.0}
+    return SerFeatureExtractor(**{**kept, **LIBROSA, "num_mel_bins": 128, **settings})
+
+
+@pytest.mark.parametrize("duration_s", [0.05, 0.5, 3.0])
+def test_mfcc_agree_with_librosa(duration_s):
+    waveform = make_voice(duration_s)
+    expected = librosa.feature.mfcc(y=waveform, sr=16000, n_mfcc=40, n_mels=128, **LIBROSA).T
+    features = make_extractor(feature_type="mfcc", feature_size=40)(waveform, sampling_rate=16000)["input_features"][0]
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("duration_s", [0.05, 0.5, 3.0])
+def test_zero_crossings_and_energy_agree_with_librosa(duration_s):
+    waveform = make_voice(duration_s)
+    features = make_extractor(feature_type="zcr_rms_mfcc", feature_size=32)(waveform, sampling_rate=16000)
+    found = features["input_features"][0]
+    frames = {"frame_length": 1024, "hop_length": 256}
+    np.testing.assert_allclose(found[:, 0], librosa.feature.zero_crossing_rate(waveform, **frames)[0], atol=1e-6)
+    np.testing.assert_allclose(found[:, 1], librosa.feature.rms(y=waveform, **frames)[0], rtol=1e-4, atol=1e-6)
+    expected = librosa.feature.mfcc(y=waveform, sr=16000, n_mfcc=30, n_mels=128, **LIBROSA).T
+    np.testing.assert_allclose(found[:, 2:], expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def described():
+    """A voice's descriptors, and librosa's, by name."""
+    waveform = make_voice(2.0, seed=3)
+    features = make_extractor(feature_type="descriptors", feature_size=264)(waveform, sampling_rate=16000)
+    assert features["input_features"].shape == (1, 1, 264)
+    sizes = [40, 40, 40, 12, 128, 1, 1, 1, 1]
+    found = np.split(features["input_features"][0, 0], np.cumsum(sizes)[:-1])
+    mfcc = librosa.feature.mfcc(y=waveform, sr=16000, n_mfcc=40, n_mels=128, **LIBROSA)
+    frames = {"frame_length": 1024, "hop_length": 256}
+    expected = {
+        "mfcc": mfcc,
+        "first derivative": librosa.feature.delta(mfcc),
+        "second derivative": librosa.feature.delta(mfcc, order=2),
+        "chroma": librosa.feature.chroma_stft(y=waveform, sr=16000, tuning=0.0, **LIBROSA),
+        "mel": librosa.power_to_db(librosa.feature.melspectrogram(y=waveform, sr=16000, **LIBROSA)),
+        "centroid": librosa.feature.spectral_centroid(y=waveform, sr=16000, **LIBROSA),
+        "bandwidth": librosa.feature.spectral_bandwidth(y=waveform, sr=16000, **LIBROSA),
+        "zero crossings": librosa.feature.zero_crossing_rate(waveform, **frames),
+        "energy": librosa.feature.rms(y=waveform, **frames),
+    }
+    return {name: (values, expected[name].mean(1)) for name, values in zip(expected, found)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mfcc",
+        "first derivative",
+        "second derivative",
+        "chroma",
+        "mel",
+        "centroid",
+        "bandwidth",
+        "zero crossings",
+        "energy",
+    ],
+)
+def test_descriptors_agree_with_librosa(described, name):
+    found, expected = described[name]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("mfcc", 40), ("zcr_rms_mfcc", 32), ("descriptors", 264)])
+def test_batch_equals_singles_for_every_kind(kind, size):
+    extractor = make_extractor(feature_type=kind, feature_size=size)
+    waveforms = [make_voice(d, seed=i) for i, d in enumerate((0.05, 2.0, 1.111))]
+    waveforms[2][-1] = -0.5  # a clip that ends below zero: no crossing into the padding
+    batch = extractor(waveforms, sampling_rate=16000)
+    for i, waveform in enumerate(waveforms):
+        single = extractor(waveform, sampling_rate=16000)["input_features"][0]
+        assert batch["attention_mask"][i].sum() == len(single)
+        np.testing.assert_allclose(batch["input_features"][i, : len(single)], single, rtol=1e-4, atol=1e-3)
+
+
+def test_hears_the_first_frames_of_a_long_clip(voice):
+    whole = SerFeatureExtractor(normalize=None)(voice, sampling_rate=16000)["input_features"]
+    extractor = SerFeatureExtractor(normalize=None, max_frames=50)
+    np.testing.assert_array_equal(extractor(voice, sampling_rate=16000)["input_features"], whole[:, :50])
+    assert extractor.max_duration_s == 0.8
+
+
+def test_normalises_by_the_training_set(voice, tmp_path):
+    raw = SerFeatureExtractor(normalize=None)(voice, sampling_rate=16000)["input_features"]
+    extractor = SerFeatureExtractor(normalize="dataset")
+    with pytest.raises(ValueError, match="mean and std are missing"):
+        extractor(voice, sampling_rate=16000)
+    extractor.mean, extractor.std = [-40.0] * 64, [20.0] * 64
+    extractor.save_pretrained(tmp_path)
+    features = SerFeatureExtractor.from_pretrained(tmp_path)(voice, sampling_rate=16000)["input_features"]
+    np.testing.assert_allclose(features, (raw + 40) / 20, atol=1e-5)
+
+
+def test_keeps_the_level_on_request(voice):
+    loud, quiet = (
+        make_extractor(feature_size=64, num_mel_bins=64)(voice * gain, sampling_rate=16000)["input_features"]
+        for gain in (1.0, 0.1)
+    )
+    np.testing.assert_allclose((loud - quiet)[0, loud[0].argmax(0), range(64)], 20, atol=0.1)
+
+
 def test_trims_like_a_listener(extractor, voice):
     """Silence around a voice, and its level, change nothing."""
     quiet = np.concatenate([np.zeros(12345), voice * 0.03, np.zeros(777)]).astype(np.float32)
@@ -105,7 +214,17 @@ def test_silence_has_finite_features(extractor):
     assert np.isfinite(extractor(np.zeros(16000, np.float32), sampling_rate=16000)["input_features"]).all()
 
 
-@pytest.mark.parametrize("wrong", [{"normalize": "speaker"}, {"f_max_hz": 9000.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"normalize": "speaker"},
+        {"f_max_hz": 9000.0},
+        {"feature_type": "wavelet"},
+        {"feature_type": "mfcc", "feature_size": 200},
+        {"feature_type": "descriptors", "feature_size": 263},
+        {"num_mel_bins": 40},
+    ],
+)
 def test_refuses_impossible_settings(wrong):
     with pytest.raises(ValueError, match="must"):
         SerFeatureExtractor(**wrong)

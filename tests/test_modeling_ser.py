@@ -5,9 +5,10 @@ import pytest
 import scipy.fft
 import torch
 
-from ser_model import SerConfig, SerForAudioClassification, SerModel
+from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerModel
 from ser_model.configuration_ser import EMOTIONS
-from ser_model.modeling_ser import SerCepstrum
+from ser_model.descriptors_ser import cosines
+from ser_model.encoders_ser import ENCODERS, SerBiLSTM
 from tests.conftest import make_voice
 
 
@@ -45,6 +46,67 @@ def test_batch_equals_singles_and_padding_changes_nothing(tiny_model, extractor,
         "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 57)),
     }
     torch.testing.assert_close(tiny_model(**wider).logits, logits, atol=1e-5, rtol=0)
+
+
+def make_encoder(encoder):
+    """A small model of each kind, with what it hears of four voices."""
+    torch.manual_seed(0)
+    kind = {"conv1d": ("descriptors", 264), "conv1d_bilstm_transformer": ("zcr_rms_mfcc", 32)}.get(
+        encoder, ("mfcc", 40)
+    )
+    extractor = SerFeatureExtractor(feature_type=kind[0], feature_size=kind[1])
+    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "hidden_size": 8, "intermediate_size": 16}
+    config = SerConfig(encoder=encoder, feature_size=kind[1], num_cepstra=[0], num_attention_heads=2, **sizes)
+    return SerForAudioClassification(config).eval(), extractor
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder(encoder, tmp_path):
+    """Batch equals singles, padding changes nothing, all of it learns, and it loads as it was saved."""
+    model, extractor = make_encoder(encoder)
+    waveforms = [make_voice(d, seed=i) for i, d in enumerate((0.6, 2.0, 0.05, 1.3))]
+    inputs = extractor(waveforms, sampling_rate=16000, return_tensors="pt")
+    with torch.inference_mode():
+        outputs = model(**inputs, output_attentions=True)
+        for waveform, expected in zip(waveforms, outputs.logits):
+            single = extractor(waveform, sampling_rate=16000, return_tensors="pt")
+            torch.testing.assert_close(model(**single).logits[0], expected, atol=1e-4, rtol=0)
+        wider = {
+            "input_features": torch.nn.functional.pad(inputs["input_features"], (0, 0, 0, 57), value=9.0),
+            "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 57)),
+        }
+        torch.testing.assert_close(model(**wider).logits, outputs.logits, atol=1e-4, rtol=0)
+    assert (outputs.attentions is not None) == ("attention" in encoder)
+
+    model.save_pretrained(tmp_path)
+    again = SerForAudioClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**inputs).logits, outputs.logits)
+
+    model.train()
+    model(**inputs, labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def test_unknown_encoder_is_named():
+    with pytest.raises(ValueError, match="encoder must be one of"):
+        SerModel(SerConfig(encoder="perceiver"))
+
+
+def test_lstm_equals_packed_sequences():
+    torch.manual_seed(0)
+    lstm, lengths = SerBiLSTM(6, 5), torch.tensor([7, 1, 4])
+    reference = torch.nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+    for name, parameter in reference.named_parameters():
+        half = lstm.backwards if name.endswith("_reverse") else lstm.forwards
+        parameter.data = half.get_parameter(name.removesuffix("_reverse")).data
+    states = torch.randn(3, 7, 6)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
+    expected, (last, _) = reference(packed)
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(expected, batch_first=True)
+    found, final = lstm(states, (torch.arange(7) < lengths[:, None]).long())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(final, torch.cat([last[0], last[1]], -1))
 
 
 @torch.inference_mode()
@@ -106,7 +168,7 @@ def test_half_precision_runs(tiny_model, batch, dtype):
 
 def test_cepstrum_starts_as_the_cosine_transform():
     expected = scipy.fft.dct(np.eye(64), type=2, norm="ortho", axis=0)[:20]
-    np.testing.assert_allclose(SerCepstrum.cosines(20, 64), expected, atol=1e-5)
+    np.testing.assert_allclose(cosines(20, 64), expected, atol=1e-5)
     model = SerModel(SerConfig(num_cepstra=[20]))
     np.testing.assert_allclose(model.members[0].cepstrum.weight.detach(), expected, atol=1e-5)
 

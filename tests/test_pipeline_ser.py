@@ -11,7 +11,7 @@ import soundfile
 import torch
 from transformers import AudioClassificationPipeline
 
-from ser_model import SerPipeline
+from ser_model import SerFeatureExtractor, SerPipeline
 from ser_model.audio import AudioError
 from ser_model.pipeline_ser import WINDOW_S, cut_windows
 from tests.conftest import make_voice
@@ -183,9 +183,17 @@ def test_unknown_options_are_refused(classifier, voice):
 def test_windows_do_not_depend_on_the_blocks(block_size):
     samples = np.arange(75, dtype=np.float32)
     blocks = iter(np.split(samples, range(block_size, 75, block_size)))
-    windows = list(cut_windows(blocks, 20))
+    windows = list(cut_windows(blocks, 20, 30))
     assert [len(w) for w in windows] == [20, 20, 20, 15]
     np.testing.assert_array_equal(np.concatenate(windows), samples)
+
+
+def test_windows_are_no_longer_than_what_is_heard_at_once(tiny_model, voice):
+    extractor = SerFeatureExtractor(max_frames=50)  # 0.8 s
+    classifier = SerPipeline(model=tiny_model, feature_extractor=extractor, task="audio-classification")
+    windows = classifier(voice, timeline=True)["windows"]
+    assert [w["start_s"] for w in windows] == pytest.approx([0, 0.8, 1.6, 2.4])
+    assert windows[-1]["end_s"] == 3.0
 
 
 def test_runs_in_half_precision(tiny_model, extractor, voice):

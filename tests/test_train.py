@@ -7,23 +7,31 @@ import time
 from collections import Counter
 
 import numpy as np
+import pandas
 import pytest
+import soundfile
 import torch
 import yaml
 
 from ser_model.pretrained import load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
 from train import evaluate, report
-from train.augment import BatchAugmentation, change_speed
-from train.features import FeatureDataset, collate, extract_features
+from train.augment import BatchAugmentation, change, change_speed
+from train.features import FeatureDataset, collate, extract_features, fit_normalization
+from train.features import main as features_main
 from train.ravdess import FOLDS, data_fingerprint, load_ravdess, parse_name
-from train.recipe import Augmentation, available, load_recipe
-from train.train import RunError, last_whole_checkpoint, main, predict, split_rows, train
+from train.recipe import Augmentation, Training, Variant, available, load_recipe
+from train.train import RunError, class_weights, last_whole_checkpoint, main, penalty, predict, split_rows, train
 
 TINY = {
     "refit": True,
     "model": {"num_cepstra": [0], "conv_channels": 16, "lstm_hidden_size": 8, "num_attention_heads": 1},
-    "augmentation": {"speeds": [0.9, 1.0], "frequency_masks": 1, "frequency_mask_bands": 4, "mixup_probability": 0.5},
+    "augmentation": {
+        "variants": [{"speed": 0.9}, {}],
+        "frequency_masks": 1,
+        "frequency_mask_bands": 4,
+        "mixup_probability": 0.5,
+    },
     "training": {"num_epochs": 6, "batch_size": 32, "learning_rate": 0.01},
 }
 
@@ -87,7 +95,7 @@ def test_recipes_refuse_what_does_not(tmp_path, text, says):
 )
 def test_splits_share_no_clip(ravdess, protocol, sizes):
     data = load_ravdess(ravdess, allow_incomplete=True)
-    rows = split_rows(data, protocol=protocol, fold=1, seed=0, num_validation_actors=4)
+    rows = split_rows(data, load_recipe("ser-base"), protocol=protocol, fold=1, seed=0)
     assert tuple(len(rows[part]) for part in ("train", "validation", "test")) == sizes
     assert Counter(np.concatenate(list(rows.values())).tolist()).most_common(1)[0][1] == 1
     if protocol == "speaker-independent":
@@ -101,18 +109,18 @@ def test_features_are_computed_once(ravdess, extractor, monkeypatch):
     calls = []
     read = extract_features.__globals__["read_audio"]
     monkeypatch.setitem(extract_features.__globals__, "read_audio", lambda *a: calls.append(a) or read(*a))
-    kwargs = {"speeds": (0.9,), "data_fingerprint": data_fingerprint(data) + "once"}
+    fast = Variant(speed=0.9)
+    kwargs = {"variants": (fast,), "data_fingerprint": data_fingerprint(data) + "once"}
     first = extract_features(data, extractor, **kwargs)
-    assert set(first) == {0.9, 1.0} and len(calls) == 2 * len(data)
+    assert set(first) == {fast, Variant()} and len(calls) == 2 * len(data)
     again = extract_features(data, extractor, **kwargs)
     assert len(calls) == 2 * len(data)
-    for speed in first:
-        for one, other in zip(first[speed], again[speed], strict=True):
+    for variant in first:
+        for one, other in zip(first[variant], again[variant], strict=True):
             np.testing.assert_array_equal(one, other)
     waveform = read(data[5]["audio"]["path"], 16000)
     expected = extractor(change_speed(waveform, 0.9), sampling_rate=16000)["input_features"][0]
-    np.testing.assert_allclose(first[0.9][5], expected, atol=1e-5)
-    type(extractor)(trim_db=20.0)
+    np.testing.assert_allclose(first[fast][5], expected, atol=1e-5)
     extract_features(data, type(extractor)(trim_db=20.0), **kwargs)
     assert len(calls) == 4 * len(data)
 
@@ -124,6 +132,75 @@ def test_speed_changes_length_and_pitch(speed):
     assert len(changed) == pytest.approx(16000 / speed, abs=2)
     peak_hz = np.abs(np.fft.rfft(changed)).argmax() * 16000 / len(changed)
     assert peak_hz == pytest.approx(440 * speed, abs=2)
+
+
+def test_waveform_variants(voice):
+    noisy = change(voice, 16000, Variant(noise_snr_db=20.0), seed=1)
+    noise = noisy - voice
+    assert 10 * np.log10((voice**2).mean() / (noise**2).mean()) == pytest.approx(20, abs=0.3)
+    assert not np.array_equal(noisy, change(voice, 16000, Variant(noise_snr_db=20.0), seed=2))
+    np.testing.assert_array_equal(noisy, change(voice, 16000, Variant(noise_snr_db=20.0), seed=1))
+
+    shifted = change(voice, 16000, Variant(shift_s=0.25), seed=1)
+    assert not shifted[:4000].any()
+    np.testing.assert_array_equal(shifted[4000:], voice)
+
+    tone = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32)
+    higher = change(tone, 16000, Variant(pitch_semitones=2.0), seed=1)
+    assert len(higher) == len(tone)
+    assert np.abs(np.fft.rfft(higher)).argmax() == pytest.approx(440 * 2 ** (2 / 12), abs=3)
+
+
+def test_noise_or_mask_changes_each_clip_in_one_way():
+    torch.manual_seed(0)
+    settings = Augmentation(noise_or_mask_std=0.1, noise_or_mask_fraction=0.1)
+    features, mask = torch.ones(64, 200, 8), torch.ones(64, 200).long()
+    out = BatchAugmentation(settings, [1.0] * 8)(features, mask, torch.zeros(64).long())["input_features"]
+    masked = (out == 0).all(2)
+    noisy = (out != 1).all(2).all(1)
+    assert (masked.sum(1)[~noisy] == 20).all() and not masked[noisy].any()
+    assert 16 < noisy.sum() < 48
+    assert (out[noisy] - 1).std() == pytest.approx(0.1, abs=0.01)
+
+
+def test_every_variant_or_one_of_them():
+    variants = [[np.full((2, 1), v, np.float32) for _ in range(3)] for v in (0, 1)]
+    assert len(FeatureDataset(variants, [5, 6, 7])) == 3
+    every = FeatureDataset(variants, [5, 6, 7], every_variant=True)
+    heard = [(int(clip["input_features"][0, 0]), clip["labels"]) for clip in (every[i] for i in range(len(every)))]
+    assert heard == [(0, 5), (0, 6), (0, 7), (1, 5), (1, 6), (1, 7)]
+
+
+def test_normalisation_is_learnt_from_training_clips_alone(extractor):
+    generator = np.random.default_rng(0)
+    clips = [generator.normal(3, 2, (50, 64)).astype(np.float32) for _ in range(4)] + [np.full((9, 64), 99, np.float32)]
+    assert fit_normalization(extractor, {Variant(): clips}, np.arange(4))[Variant()] is clips
+    extractor.normalize = "dataset"
+    normalised = fit_normalization(extractor, {Variant(): clips}, np.arange(4))[Variant()]
+    heard = np.concatenate(normalised[:4])
+    np.testing.assert_allclose(heard.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(heard.std(0), 1, atol=1e-4)
+    np.testing.assert_allclose((clips[4] - extractor.mean) / extractor.std, normalised[4], rtol=1e-4)
+
+
+def test_balanced_classes_weigh_alike():
+    labels = [0] * 6 + [1] * 3 + [2]
+    weights = class_weights(Training(balanced_classes=True, class_factors={"c": 1.5}), labels, ["a", "b", "c"])
+    assert weights == pytest.approx([10 / 18, 10 / 9, 1.5 * 10 / 3])
+    assert class_weights(Training(), labels, ["a", "b", "c"]) == [1, 1, 1]
+    with pytest.raises(ValueError, match="class_factors names sorprised"):
+        class_weights(Training(class_factors={"sorprised": 2}), labels, ["a", "b", "c"])
+    doubled = BatchAugmentation(Augmentation(), [1.0, 2.0])
+    features, mask = torch.zeros(2, 3, 4), torch.ones(2, 3).long()
+    assert doubled(features, mask, torch.tensor([0, 1]))["labels"].tolist() == [[1, 0], [0, 2]]
+
+
+def test_penalty_counts_the_named_weights(tiny_model):
+    settings = Training(l1_penalty=0.1, l2_penalty=0.01, penalised=("classifiers",))
+    weights = torch.cat([classifier.weight.flatten() for classifier in tiny_model.classifiers])
+    expected = 0.1 * weights.abs().sum() + 0.01 * weights.square().sum()
+    torch.testing.assert_close(penalty(tiny_model, settings), expected)
+    assert penalty(tiny_model, Training()) == 0
 
 
 def test_augmentation_masks_mixes_and_smooths():
@@ -138,7 +215,7 @@ def test_augmentation_masks_mixes_and_smooths():
     )
     features, mask, labels = torch.ones(8, 50, 64), torch.ones(8, 50).long(), torch.arange(8)
     mask[0, 20:] = 0
-    out = BatchAugmentation(settings, 8)(features, mask, labels)
+    out = BatchAugmentation(settings, [1.0] * 8)(features, mask, labels)
     assert out["input_features"].shape == features.shape
     assert (out["input_features"] == 0).any() and not torch.equal(out["input_features"][0], out["input_features"][1])
     torch.testing.assert_close(out["labels"].sum(1), torch.ones(8))
@@ -149,7 +226,7 @@ def test_augmentation_masks_mixes_and_smooths():
 
 def test_no_augmentation_changes_nothing():
     features, mask, labels = torch.randn(4, 9, 6), torch.ones(4, 9).long(), torch.tensor([0, 1, 2, 3])
-    out = BatchAugmentation(Augmentation(), 4)(features, mask, labels)
+    out = BatchAugmentation(Augmentation(), [1.0] * 4)(features, mask, labels)
     torch.testing.assert_close(out["input_features"], features)
     torch.testing.assert_close(out["labels"], torch.eye(4))
 
@@ -223,6 +300,52 @@ def test_killed_training_resumes(ravdess, recipe_file, tmp_path):
     run = train(load_recipe(str(recipe_file)), output, data_dir=str(ravdess), allow_incomplete=True)
     steps = [entry["step"] for entry in run["history"] if "loss" in entry]
     assert steps == sorted(set(steps)) and run["history"][-1]["epoch"] == 60
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine-restarts", "plateau"])
+def test_keeps_the_best_epoch_and_stops_early(ravdess, recipe_file, tmp_path, schedule):
+    training = {"num_epochs": 12, "keep_best": True, "early_stopping_epochs": 2, "schedule": schedule}
+    changes = {"refit": False, "features": {"normalize": "dataset"}, "vocal_channels": ["speech"]}
+    recipe_file.write_text(yaml.safe_dump({**TINY, **changes, "training": {**TINY["training"], **training}}))
+    options = {"data_dir": str(ravdess), "protocol": "random-split", "allow_incomplete": True}
+    run = train(load_recipe(str(recipe_file)), tmp_path / "out", held_out="validation", **options)
+    accuracies = [entry["eval_accuracy"] for entry in run["history"] if "eval_accuracy" in entry]
+    best = accuracies.index(max(accuracies))
+    assert len(accuracies) == min(best + 3, 12)
+    references = np.array([int(clip[6:8]) - 1 for clip in run["clips"]])
+    assert (np.argmax(run["probabilities"], 1) == references).mean() == pytest.approx(max(accuracies))
+    saved = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
+    assert len(saved["mean"]) == len(saved["std"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [({"keep_best": True}, "refit and keep_best"), ({"schedule": "steps"}, "schedule must be one")],
+)
+def test_refuses_recipes_that_cannot_be(ravdess, recipe_file, tmp_path, training, says, capsys):
+    recipe_file.write_text(yaml.safe_dump({**TINY, "training": training}))
+    assert main(command(recipe_file, ravdess, tmp_path / "out")) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_writes_tensorboard_events(ravdess, recipe_file, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert main(command(recipe_file, ravdess, tmp_path / "out", "--tensorboard")) == 0
+    assert list((tmp_path / "out/tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_exports_features(ravdess, recipe_file, tmp_path, suffix, extractor):
+    path = tmp_path / f"features.{suffix}"
+    assert features_main(command(recipe_file, ravdess, path)) == 0
+    table = getattr(pandas, f"read_{suffix}")(path)
+    clip = table[table["clip"] == "03-01-05-01-01-01-07"]
+    assert clip["emotion"].unique() == ["angry"] and clip["actor"].unique() == [7]
+    waveform, _ = soundfile.read(ravdess / "Actor_07/03-01-05-01-01-01-07.wav", dtype="float32")
+    expected = extractor(waveform, sampling_rate=16000)["input_features"][0]
+    found = clip[[f"feature_{i}" for i in range(64)]].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert not list(tmp_path.glob("*partial*"))
 
 
 def test_finished_runs_are_not_overwritten(tmp_path, ravdess, recipe_file):

@@ -1,11 +1,29 @@
-"""What training clips go through: variants of the waveform, then masks and mixtures of the features, batch by batch."""
+"""What training clips go through: variants of the waveform, then noise, masks and mixtures of the features by the batch."""
 
 import numpy as np
 import soxr
 import torch
 import torchaudio.functional as F
 
-from .recipe import Augmentation
+from .recipe import Augmentation, Variant
+
+
+def change(waveform: np.ndarray, rate: int, variant: Variant, *, seed: int) -> np.ndarray:
+    """
+    A waveform, (num_samples,) at `rate` hertz, as `variant` tells.
+
+    Args:
+        seed: Of the noise, another one for each clip.
+    """
+    waveform = change_speed(waveform, variant.speed)
+    if variant.pitch_semitones:
+        from librosa.effects import pitch_shift  # takes seconds to import
+
+        waveform = pitch_shift(waveform, sr=rate, n_steps=variant.pitch_semitones)
+    if variant.noise_snr_db is not None:
+        noise = torch.randn(len(waveform), generator=torch.Generator().manual_seed(seed))
+        waveform = F.add_noise(torch.from_numpy(waveform), noise, torch.tensor(variant.noise_snr_db)).numpy()
+    return np.pad(waveform, (round(variant.shift_s * rate), 0))
 
 
 def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
@@ -16,37 +34,56 @@ def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
 
 class BatchAugmentation:
     """
-    Masks bands and frames of each clip, smooths the labels, and mixes clips in pairs.
+    Noise on or masks over each clip, smooth labels, clips mixed in pairs, and labels scaled by the weight of their class.
 
-    Masks are zeros: the mean of features that are normalised per utterance (SpecAugment, Park et al. 2019). Mixing is
-    mixup (Zhang et al. 2018) on features and labels. All of it is vectorised and on the batch's device.
+    Masks are zeros: the mean of features that are normalised (SpecAugment, Park et al. 2019). Mixing is mixup (Zhang et
+    al. 2018) on features and labels. All of it is vectorised and on the batch's device.
     """
 
-    def __init__(self, augmentation: Augmentation, num_labels: int):
+    def __init__(self, augmentation: Augmentation, class_weights: list[float]):
+        """
+        Args:
+            class_weights: What the loss of a clip of each label counts.
+        """
         self.augmentation = augmentation
-        self.num_labels = num_labels
+        self.class_weights = torch.tensor(class_weights)
 
     def __call__(self, input_features, attention_mask, labels) -> dict[str, torch.Tensor]:
         """
         Args:
-            input_features: (batch, num_frames, num_mel_bins). attention_mask: (batch, num_frames).
+            input_features: (batch, num_frames, feature_size). attention_mask: (batch, num_frames).
             labels: (batch,) int64.
 
         Returns:
-            The three again, `labels` now (batch, num_labels), a distribution for each clip.
+            The three again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
         """
         settings = self.augmentation
-        targets = torch.nn.functional.one_hot(labels, self.num_labels).to(input_features.dtype)
-        targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / self.num_labels
-        input_features = self._mask(input_features)
+        weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
+        targets = torch.nn.functional.one_hot(labels, num_labels).to(input_features.dtype)
+        targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / num_labels
+        targets = targets * weights[labels][:, None]
+        input_features = self._mask(self._noise_or_mask(input_features, attention_mask))
         if torch.rand(()) < settings.mixup_probability:
             input_features, attention_mask, targets = self._mix(input_features, attention_mask, targets)
         return {"input_features": input_features, "attention_mask": attention_mask, "labels": targets}
 
+    def _noise_or_mask(self, features: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        settings = self.augmentation
+        if not (settings.noise_or_mask_std or settings.noise_or_mask_fraction):
+            return features
+        batch, num_frames, _ = features.shape
+        draw = torch.rand(2, batch, 1, device=features.device)
+        width = attention_mask.sum(1, keepdim=True) * settings.noise_or_mask_fraction  # (batch, 1)
+        start = draw[0] * (attention_mask.sum(1, keepdim=True) - width)
+        frame = torch.arange(num_frames, device=features.device)
+        masked = (frame >= start) & (frame < start + width)  # (batch, num_frames)
+        noisy = features + settings.noise_or_mask_std * torch.randn_like(features)
+        return torch.where((draw[1] < 0.5)[..., None], noisy, features.masked_fill(masked[..., None], 0.0))
+
     def _mask(self, features: torch.Tensor) -> torch.Tensor:
         settings = self.augmentation
         # torchaudio masks each clip by itself in four dimensions only.
-        features = features[:, None]  # (batch, 1, num_frames, num_mel_bins)
+        features = features[:, None]  # (batch, 1, num_frames, feature_size)
         for _ in range(settings.frequency_masks):
             features = F.mask_along_axis_iid(features, settings.frequency_mask_bands, 0.0, 3)
         longest = int(settings.time_mask_fraction * features.shape[2])

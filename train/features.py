@@ -1,49 +1,76 @@
-"""Features of a dataset's clips, computed once and kept in the cache of `datasets`."""
+"""
+Features of a dataset's clips, computed once and kept in the cache of `datasets`.
 
+`python -m train.features` writes a recipe's features to a table for other programs.
+"""
+
+import argparse
 import functools
 import hashlib
 import json
+import os
+import sys
+import zlib
+from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 
 from ser_model import SerFeatureExtractor
-from ser_model.audio import read_audio
+from ser_model.audio import AudioError, read_audio
 
-from .augment import change_speed
+from .augment import change
+from .ravdess import RavdessError, data_fingerprint, load_ravdess, parse_name
+from .recipe import Recipe, Variant, load_recipe
 
 # Part of the cache's key: raise it when the code below changes what is computed from the same settings.
-VERSION = 1
+VERSION = 2
+
+
+def recipe_features(
+    recipe: Recipe, dataset: datasets.Dataset, *, fingerprint: str
+) -> tuple[SerFeatureExtractor, dict[Variant, list[np.ndarray]]]:
+    """
+    A recipe's extractor, and the features of the dataset's clips as `extract_features` gives them; those that are
+    normalised over the training clips wait for that (see `fit_normalization`).
+    """
+    extractor = SerFeatureExtractor(**recipe.features)
+    settings = {**extractor.to_dict(), "normalize": None if extractor.normalize == "dataset" else extractor.normalize}
+    raw = SerFeatureExtractor.from_dict(settings)
+    return extractor, extract_features(
+        dataset, raw, variants=recipe.augmentation.variants, data_fingerprint=fingerprint
+    )
 
 
 def extract_features(
-    dataset: datasets.Dataset, extractor: SerFeatureExtractor, *, speeds: tuple[float, ...], data_fingerprint: str
-) -> dict[float, list[np.ndarray]]:
+    dataset: datasets.Dataset, extractor: SerFeatureExtractor, *, variants: tuple[Variant, ...], data_fingerprint: str
+) -> dict[Variant, list[np.ndarray]]:
     """
     Args:
         dataset: With a column `audio` of paths.
-        speeds: Variants of each clip (see `change_speed`).
+        variants: In which training hears the clips.
         data_fingerprint: Names the content of the clips; a change of it, of a parameter of the extractor or of the
-            speeds computes the features anew, otherwise they are read from the cache.
+            variants computes the features anew, otherwise they are read from the cache.
 
     Returns:
-        For each speed the features of each clip in the dataset's order, (num_frames, num_mel_bins), float32.
+        For each variant, and for the clips as they are, the features of each clip in the dataset's order, (num_frames,
+        feature_size), float32.
 
     Raises:
         `ser_model.audio.AudioError`: a clip cannot be read.
     """
     features = {}
-    for speed in sorted({1.0, *speeds}):
-        settings = json.dumps([VERSION, data_fingerprint, extractor.to_dict(), speed], sort_keys=True)
+    for variant in {Variant(): None, **dict.fromkeys(variants)}:
+        settings = json.dumps([VERSION, data_fingerprint, extractor.to_dict(), vars(variant)], sort_keys=True)
         table = dataset.map(
-            functools.partial(_extract_one, extractor=extractor, speed=speed),
+            functools.partial(_extract_one, extractor=extractor, variant=variant),
             remove_columns=dataset.column_names,
             features=datasets.Features({"values": datasets.Sequence(datasets.Value("float32"))}),
             new_fingerprint=hashlib.sha256(settings.encode()).hexdigest()[:32],
-            desc=f"Features at speed {speed:g}",
+            desc="Features",
         )
-        features[speed] = [
+        features[variant] = [
             values.values.to_numpy().reshape(-1, extractor.feature_size)
             for chunk in table.data.column("values").chunks
             for values in chunk
@@ -51,18 +78,32 @@ def extract_features(
     return features
 
 
-def _extract_one(row: dict, *, extractor: SerFeatureExtractor, speed: float) -> dict:
-    waveform = change_speed(read_audio(row["audio"]["path"], extractor.sampling_rate), speed)
-    features = extractor(waveform, sampling_rate=extractor.sampling_rate)["input_features"][0]
-    return {"values": features.ravel()}
+def _extract_one(row: dict, *, extractor: SerFeatureExtractor, variant: Variant) -> dict:
+    path, rate = row["audio"]["path"], extractor.sampling_rate
+    waveform = change(read_audio(path, rate), rate, variant, seed=zlib.crc32(Path(path).stem.encode()))
+    return {"values": extractor(waveform, sampling_rate=rate)["input_features"][0].ravel()}
+
+
+def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows: np.ndarray) -> dict:
+    """
+    For an extractor with `normalize="dataset"`: sets its mean and deviation to those of the training clips' frames, and
+    returns the features normalised by them. Any other extractor's features are returned as they are.
+    """
+    if extractor.normalize != "dataset":
+        return features
+    frames = np.concatenate([features[Variant()][i] for i in train_rows]).astype(np.float64)
+    mean, std = frames.mean(0), np.maximum(frames.std(0), 1e-6)
+    extractor.mean, extractor.std = (values.astype(np.float32).tolist() for values in (mean, std))
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
+    return {variant: [(clip - mean) / std for clip in clips] for variant, clips in features.items()}
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """Clips for the Trainer; a clip with several variants is heard as one of them, drawn anew each time."""
+    """Clips for the Trainer; of one with several variants each, one is drawn anew each time, or all are heard."""
 
-    def __init__(self, variants: list[list[np.ndarray]], labels: list[int]):
-        self.variants = variants
-        self.labels = labels
+    def __init__(self, variants: list[list[np.ndarray]], labels: list[int], *, every_variant: bool = False):
+        self.variants = [sum(variants, [])] if every_variant else variants
+        self.labels = labels * len(variants) if every_variant else labels
 
     def __len__(self):
         return len(self.labels)
@@ -82,3 +123,47 @@ def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
         "attention_mask": (torch.arange(padded.shape[1]) < num_frames[:, None]).long(),
         "labels": torch.tensor([clip["labels"] for clip in clips]),
     }
+
+
+def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_incomplete: bool = False) -> int:
+    """
+    Writes a recipe's features, before any normalisation over training clips, to `path`: a row a frame, with the clip's
+    name and fields, the frame's number, and a column a feature; CSV or Parquet by the suffix. Returns the number of rows.
+    """
+    data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
+    extractor, features = recipe_features(recipe, data, fingerprint=data_fingerprint(data))
+    clips, stems = features[Variant()], [Path(audio["path"]).stem for audio in data["audio"]]
+    num_frames, fields = [len(clip) for clip in clips], [{"clip": stem, **parse_name(stem)} for stem in stems]
+    columns = {name: np.repeat([field[name] for field in fields], num_frames) for name in fields[0]}
+    columns["frame"] = np.concatenate([np.arange(n) for n in num_frames])
+    values = np.concatenate(clips)  # (num_frames, feature_size)
+    columns |= {f"feature_{i}": column for i, column in enumerate(values.T)}
+    table = datasets.Dataset.from_dict(columns)
+    partial = path.with_name(path.name + ".partial")
+    (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(str(partial))
+    os.replace(partial, path)
+    return len(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.features", description="A recipe's features as a table.")
+    parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
+    parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
+    parser.add_argument("--output", required=True, help="table to write: .csv or .parquet")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
+    options = parser.parse_args(arguments)
+    path = Path(options.output)
+    if path.suffix not in (".csv", ".parquet"):
+        parser.error(f"--output {path} must end in .csv or .parquet.")
+    try:
+        recipe = load_recipe(options.recipe)
+        num_rows = export(recipe, path, data_dir=options.data, allow_incomplete=options.allow_incomplete)
+    except (AudioError, RavdessError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{path}: {num_rows} frames.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,12 +21,12 @@ from ser_model.audio import AudioError
 from ser_model.pretrained import DEFAULT, load_pipeline
 from ser_model.scoring import find_recordings
 
-from .features import FeatureDataset, extract_features
+from .features import extract_features
 from .metrics import scores
 from .push import RUN_FILE, check_login, push
 from .ravdess import data_fingerprint
 from .recipe import Recipe, Training, load_recipe
-from .train import explain, make_trainer, predict, save_run, use_one_thread, versions
+from .train import explain, make_sets, make_trainer, predict, save_run, use_one_thread, versions
 
 MIN_CLIPS = 4  # of each label: one of them validates
 
@@ -74,11 +74,7 @@ def finetune(
     train, validation = split_clips(clips, references, seed=seed)
     recipe = _recipe(output.name, len(train), num_epochs=num_epochs, learning_rate=learning_rate)
     features, fingerprint = _features(clips, base.feature_extractor, recipe)
-    speeds = recipe.augmentation.speeds
-    sets = {
-        part: FeatureDataset([[features[s][i] for i in rows] for s in part_speeds], references[rows].tolist())
-        for part, rows, part_speeds in (("train", train, speeds), ("validation", validation, (1.0,)))
-    }
+    sets = make_sets(recipe.augmentation, features, references.tolist(), {"train": train, "validation": validation})
     network = with_labels(base.model, names)
     trainer = make_trainer(
         recipe,
@@ -219,7 +215,7 @@ def _features(clips: list[dict], extractor, recipe: Recipe) -> tuple[dict, str]:
     fingerprint = data_fingerprint(dataset)
     labelled = repr([(Path(clip["path"]).name, clip["label"]) for clip in clips])
     return (
-        extract_features(dataset, extractor, speeds=recipe.augmentation.speeds, data_fingerprint=fingerprint),
+        extract_features(dataset, extractor, variants=recipe.augmentation.variants, data_fingerprint=fingerprint),
         hashlib.sha256((fingerprint + labelled).encode()).hexdigest(),
     )
 

@@ -9,14 +9,27 @@ FOLDER = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One way in which a training clip's waveform is heard. The defaults change nothing."""
+
+    speed: float = 1.0  # pitch included
+    pitch_semitones: float = 0.0  # duration kept
+    noise_snr_db: float | None = None  # white noise, so far below the clip's power
+    shift_s: float = 0.0  # silence before it
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What training clips, and no others, go through. The defaults change nothing."""
 
-    speeds: tuple[float, ...] = (1.0,)  # each epoch hears a clip at one of these, pitch included
+    variants: tuple[Variant, ...] = (Variant(),)
+    every_variant: bool = False  # each epoch hears a clip in every variant, instead of one drawn anew
     frequency_masks: int = 0  # SpecAugment: how many, and of how many bands at most
     frequency_mask_bands: int = 0
     time_masks: int = 0  # how many, and of what part of the clip at most
     time_mask_fraction: float = 0.0
+    noise_or_mask_std: float = 0.0  # half of the clips get Gaussian noise of this deviation on their features,
+    noise_or_mask_fraction: float = 0.0  # the others lose one stretch of this part of their frames
     mixup_probability: float = 0.0  # part of the batches that are mixed
     mixup_alpha: float = 0.4  # of the Beta distribution of the mixing weight
     label_smoothing: float = 0.0
@@ -24,27 +37,44 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Training:
-    """How the network is fitted: AdamW, with the learning rate rising for `warmup` of the steps, then a half cosine."""
+    """How the network is fitted, by AdamW (Adam, where `weight_decay` is 0)."""
 
     num_epochs: int = 100
     batch_size: int = 32
     learning_rate: float = 2e-3
+    # cosine: one half; cosine-restarts: `num_cosines` of them; plateau: halved when the validation accuracy has not
+    # risen for `plateau_epochs`; constant.
+    schedule: str = "cosine"
+    warmup: float = 0.2  # part of the steps in which the rate rises from 0
+    num_cosines: int = 1
+    plateau_epochs: int = 5
     weight_decay: float = 0.05
-    warmup: float = 0.2
+    l1_penalty: float = 0.0  # on the weights whose names contain one of `penalised`
+    l2_penalty: float = 0.0
+    penalised: tuple[str, ...] = ()
+    balanced_classes: bool = (
+        False  # weigh a clip by num_clips / (num_labels x clips of its label), as scikit-learn does,
+    )
+    class_factors: dict = field(default_factory=dict)  # times this
     max_grad_norm: float = 5.0
+    keep_best: bool = False  # the epoch with the best accuracy on validation clips, instead of the last
+    early_stopping_epochs: int | None = None  # stop after so many epochs without a better one
 
 
 @dataclass(frozen=True)
 class Recipe:
     """
     name: Also the name of its file, its results and its checkpoint.
-    vocal_channels: What it learns from: speech, song or both. It is always judged on its protocol's test clips.
+    claimed: What the published system says of itself.
+    vocal_channels: What it learns from: speech, song or both. On a random split it is judged on the same, on people it has
+        never heard always on speech.
     num_validation_actors: Drawn from the training actors to make choices on.
     refit: After the choices are made, learn from training and validation clips together for the scores on test clips.
     features, model: Overrides of `SerFeatureExtractor`'s and `SerConfig`'s defaults.
     """
 
     name: str
+    claimed: str | None = None
     vocal_channels: tuple[str, ...] = ("speech",)
     num_validation_actors: int = 4
     refit: bool = False
@@ -77,7 +107,12 @@ def load_recipe(name: str) -> Recipe:
     overrides = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(overrides, dict):
         raise ValueError(f"{path} does not hold a recipe: expected lines such as 'model:' or 'training:'.")
-    return _build(Recipe, {"name": path.stem, **overrides}, path)
+    recipe = _build(Recipe, {"name": path.stem, **overrides}, path)
+    if recipe.refit and recipe.training.keep_best:
+        raise ValueError(
+            f"{path} sets refit and keep_best: there are no validation clips left to keep the best epoch by."
+        )
+    return recipe
 
 
 def _build(kind: type, values: dict, path: Path):
@@ -85,15 +120,16 @@ def _build(kind: type, values: dict, path: Path):
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"{path} sets {', '.join(unknown)}, which {kind.__name__} does not have: {', '.join(known)}.")
-    sections = {"augmentation": Augmentation, "training": Training}
-    return kind(
-        **{
-            name: _build(sections[name], value, path)
-            if kind is Recipe and name in sections
-            else tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-    )  # fmt: skip
+    values = dict(values)
+    if kind is Recipe:
+        values |= {name: _build(part, values[name], path) for name, part in _sections() if name in values}
+    if kind is Augmentation and "variants" in values:
+        values["variants"] = [_build(Variant, variant, path) for variant in values["variants"]]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _sections() -> list[tuple[str, type]]:
+    return [("augmentation", Augmentation), ("training", Training)]
 
 
 def _plain(value):

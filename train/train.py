@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 from sklearn.model_selection import train_test_split
-from transformers import Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
@@ -23,7 +24,7 @@ from ser_model.audio import AudioError
 from . import recipe as recipes
 from .augment import BatchAugmentation
 from .card import write_card
-from .features import FeatureDataset, collate, extract_features
+from .features import FeatureDataset, collate, fit_normalization, recipe_features
 from .metrics import EmotionMetric
 from .push import RUN_FILE, check_login, push
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
@@ -36,27 +37,27 @@ class RunError(ValueError):
     """Why a run cannot be done, in one sentence."""
 
 
-def split_rows(
-    data: datasets.Dataset, *, protocol: str, fold: int | None, seed: int, num_validation_actors: int
-) -> dict:
+def split_rows(data: datasets.Dataset, recipe: recipes.Recipe, *, protocol: str, fold: int | None, seed: int) -> dict:
     """
     Row numbers of `train`, `validation` and `test`, by the protocol.
 
     - speaker-independent: by actor, the folds of `ravdess.FOLDS`; validation and test hold speech only.
     - random-split: 80 % train and 20 % test, stratified by emotion, whoever speaks; a tenth of the train part
       validates.
-    - all: everything trains.
+    - all: everything trains, but for a tenth of the clips where the best epoch is chosen by them.
     """
     emotions, actors = np.array(data["emotion"]), np.array(data["actor"])
     rows = np.arange(len(data))
-    if protocol == "all":
+    if protocol == "all" and not recipe.training.keep_best:
         return {"train": rows, "validation": rows[:0], "test": rows[:0]}
-    if protocol == "random-split":
-        rest, test = train_test_split(rows, test_size=0.2, stratify=emotions, random_state=seed)
+    if protocol in ("all", "random-split"):
+        rest, test = rows, rows[:0]
+        if protocol == "random-split":
+            rest, test = train_test_split(rows, test_size=0.2, stratify=emotions, random_state=seed)
         train, validation = train_test_split(rest, test_size=0.1, stratify=emotions[rest], random_state=seed)
         return {"train": train, "validation": validation, "test": test}
     speech = np.array(data["vocal_channel"]) == data.features["vocal_channel"].str2int("speech")
-    split = split_actors(fold, num_validation=num_validation_actors)
+    split = split_actors(fold, num_validation=recipe.num_validation_actors)
     return {
         part: rows[np.isin(actors, split[part]) & (speech | (part == "train"))]
         for part in ("train", "validation", "test")
@@ -76,6 +77,7 @@ def train(
     with_code: bool = True,
     quiet: bool = False,
     hub_model_id: str | None = None,
+    tensorboard: bool = False,
 ) -> dict:
     """
     Trains one network and writes `output`: weights, configuration, extractor, their code, and `run.json` with the
@@ -89,6 +91,7 @@ def train(
         with_code: Put the classes' code beside the weights.
         hub_model_id: `USER/NAME` on the Hub, where the Trainer puts the weights now and then; what can be loaded from
             there is what `push` puts there in the end.
+        tensorboard: Write event files for TensorBoard into `output`/tensorboard.
 
     Returns:
         What `run.json` holds.
@@ -109,25 +112,15 @@ def train(
         _write_card(finished, output)  # with what has been measured since
         return finished
     transformers.set_seed(seed)
-    extractor = SerFeatureExtractor(**recipe.features)
-    features = extract_features(
-        data, extractor, speeds=recipe.augmentation.speeds, data_fingerprint=settings["data_fingerprint"]
-    )
-    rows = split_rows(data, protocol=protocol, fold=fold, seed=seed, num_validation_actors=recipe.num_validation_actors)
+    extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
+    rows = split_rows(data, recipe, protocol=protocol, fold=fold, seed=seed)
     if held_out == "test" and recipe.refit:
         rows["train"] = np.concatenate([rows["train"], rows["validation"]])
-
-    labels = data["emotion"]
-    speeds = recipe.augmentation.speeds
-    sets = {
-        part: FeatureDataset(
-            [[features[s][i] for i in rows[part]] for s in part_speeds], [labels[i] for i in rows[part]]
-        )
-        for part, part_speeds in (("train", speeds), ("validation", (1.0,)), ("test", (1.0,)))
-    }
+    features = fit_normalization(extractor, features, rows["train"])
+    sets = make_sets(recipe.augmentation, features, data["emotion"], rows)
     names = data.features["emotion"].names
     config = SerConfig(
-        num_mel_bins=extractor.feature_size,
+        feature_size=extractor.feature_size,
         id2label=dict(enumerate(names)),
         **recipe.model,
     )
@@ -140,6 +133,7 @@ def train(
         seed=seed,
         quiet=quiet,
         hub_model_id=hub_model_id,
+        tensorboard=tensorboard,
     )
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
@@ -159,6 +153,17 @@ def train(
     return run
 
 
+def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:
+    """Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part."""
+
+    def clips(part: str, variants: tuple[recipes.Variant, ...], **options) -> FeatureDataset:
+        chosen = [[features[variant][i] for i in rows[part]] for variant in variants]
+        return FeatureDataset(chosen, [labels[i] for i in rows[part]], **options)
+
+    judged = {part: clips(part, (recipes.Variant(),)) for part in rows if part != "train"}
+    return {"train": clips("train", augmentation.variants, every_variant=augmentation.every_variant), **judged}
+
+
 @torch.inference_mode()
 def predict(model: SerForAudioClassification, clips: FeatureDataset, *, batch_size: int = 64) -> np.ndarray:
     """
@@ -173,14 +178,67 @@ def predict(model: SerForAudioClassification, clips: FeatureDataset, *, batch_si
 
 
 class SerTrainer(Trainer):
-    """The Trainer, with augmentation of the training batches where they are: on the model's device."""
+    """The Trainer, with augmentation of the training batches where they are, on the model's device, and penalties."""
 
-    def __init__(self, *args, augmentation: BatchAugmentation, **kwargs):
+    def __init__(self, *args, augmentation: BatchAugmentation, settings: recipes.Training, **kwargs):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
+        self.settings = settings
+        self.drops_last = self.args.dataloader_drop_last
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        return super().compute_loss(model, self.augmentation(**inputs) if model.training else inputs, *args, **kwargs)
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        outputs = model(**self.augmentation(**inputs))
+        loss = outputs.loss + penalty(model, self.settings)
+        return (loss, outputs) if return_outputs else loss
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        self.args.dataloader_drop_last = False  # which is about training: every clip held out counts
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = self.drops_last
+
+
+def penalty(model, settings: recipes.Training) -> torch.Tensor | float:
+    """The recipe's multiples of the sum of absolute values and of squares of the weights that it penalises."""
+    chosen = [
+        weight
+        for name, weight in model.named_parameters()
+        if name.endswith("weight") and any(part in name for part in settings.penalised)
+    ]
+    return sum(settings.l1_penalty * w.abs().sum() + settings.l2_penalty * w.square().sum() for w in chosen)
+
+
+def class_weights(settings: recipes.Training, labels: list[int], names: list[str]) -> list[float]:
+    """What a training clip of each label counts in the loss: 1 on average over the clips, but for `class_factors`."""
+    if unknown := sorted(set(settings.class_factors) - set(names)):
+        raise ValueError(f"class_factors names {', '.join(unknown)}, which is none of {', '.join(names)}.")
+    counts = np.bincount(labels, minlength=len(names))
+    balanced = len(labels) / (len(names) * np.maximum(counts, 1))
+    weights = balanced if settings.balanced_classes else np.ones(len(names))
+    return [float(weight * settings.class_factors.get(name, 1.0)) for weight, name in zip(weights, names)]
+
+
+# Arguments of the Trainer for each `Training.schedule`.
+SCHEDULES = {
+    "constant": lambda settings: {"lr_scheduler_type": "constant_with_warmup"},
+    "cosine": lambda settings: {"lr_scheduler_type": "cosine"},
+    "cosine-restarts": lambda settings: {
+        "lr_scheduler_type": "cosine_with_restarts",
+        "lr_scheduler_kwargs": {"num_cycles": settings.num_cosines},
+    },
+    "plateau": lambda settings: {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"mode": "max", "factor": 0.5, "patience": settings.plateau_epochs},
+    },
+}
+
+
+def has_bf16() -> bool:
+    """Whether the device multiplies bfloat16 in hardware, which takes half the time."""
+    return torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def make_trainer(
@@ -193,9 +251,14 @@ def make_trainer(
     seed: int,
     quiet: bool = False,
     hub_model_id: str | None = None,
+    tensorboard: bool = False,
 ) -> SerTrainer:
     settings = recipe.training
+    if settings.schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
     metric = EmotionMetric(keep_in_memory=True)
+    # What is chosen by validation clips is looked at after every epoch; otherwise there is only a curve to look at.
+    often = {"strategy": "epoch"} if settings.keep_best else {"strategy": "steps", "steps": 0.1}
     arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         num_train_epochs=settings.num_epochs,
@@ -204,27 +267,34 @@ def make_trainer(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
-        lr_scheduler_type="cosine",
+        **SCHEDULES[settings.schedule](settings),
         max_grad_norm=settings.max_grad_norm,
         train_sampling_strategy="group_by_length",
         dataloader_drop_last=len(sets["train"]) > settings.batch_size,  # a batch of one breaks batch normalisation
-        # With validation clips there is a curve to look at; nothing is chosen by it while training.
-        eval_strategy="steps" if len(sets["validation"]) else "no",
-        eval_steps=0.1,
-        save_steps=0.1,
+        **{f"save_{name}": value for name, value in often.items()},
+        **({f"eval_{name}": value for name, value in often.items()} if len(sets["validation"]) else {}),
+        load_best_model_at_end=settings.keep_best,
+        metric_for_best_model="accuracy" if settings.keep_best else None,
         save_total_limit=2,
         logging_steps=0.02,
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
-        report_to=[],
+        report_to=["tensorboard"] if tensorboard else [],
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
         seed=seed,
-        bf16=torch.cuda.is_available(),
+        bf16=has_bf16(),
+        use_cpu=has_bf16() and not torch.cuda.is_available(),  # the Trainer takes bf16 for a GPU's otherwise
         push_to_hub=hub_model_id is not None,
         hub_model_id=hub_model_id,
     )
+    callbacks = []
+    if settings.early_stopping_epochs is not None:
+        callbacks.append(EarlyStoppingCallback(settings.early_stopping_epochs))
+    if tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")  # there is no argument for it
+    weights = class_weights(settings, sets["train"].labels, list(model.config.id2label.values()))
     return SerTrainer(
         model=model,
         processing_class=extractor,
@@ -233,7 +303,9 @@ def make_trainer(
         eval_dataset=sets["validation"],
         data_collator=collate,
         compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
-        augmentation=BatchAugmentation(recipe.augmentation, model.config.num_labels),
+        callbacks=callbacks,
+        augmentation=BatchAugmentation(recipe.augmentation, weights),
+        settings=settings,
     )
 
 
@@ -330,7 +402,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--no-code", action="store_true", help="leave out the copy of the classes' code, as in ser_model/pretrained"
     )
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="put the network on the Hub, too, while it trains")
+    parser.add_argument("--tensorboard", action="store_true", help="write event files into OUTPUT/tensorboard")
     options = parser.parse_args(arguments)
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        parser.error("--tensorboard needs the package: pip install tensorboard.")
     if options.push_to_hub and options.no_code:
         parser.error("--push-to-hub needs the code that --no-code leaves out.")
     if (options.protocol == "speaker-independent") != (options.fold is not None):
@@ -351,6 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
             allow_incomplete=options.allow_incomplete,
             with_code=not options.no_code,
             hub_model_id=options.push_to_hub,
+            tensorboard=options.tensorboard,
         )
         url = push(output, options.push_to_hub) if options.push_to_hub else None
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:

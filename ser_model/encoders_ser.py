@@ -1,0 +1,324 @@
+"""
+From a clip's features to one vector: our encoder, and those of the five published systems.
+
+Each is called with `input_features` (batch, num_frames, feature_size) and `attention_mask` (batch, num_frames), and returns
+the states over time (batch, time, size), one vector a clip (batch, pooled_size), and the attention over time
+(batch, heads, time), or `None` where there is none. Padding changes nothing: it is put back to zero before whatever looks
+beyond one frame, which then sees the end of the clip.
+"""
+
+import torch
+from torch import nn
+
+from .configuration_ser import SerConfig
+from .descriptors_ser import cosines
+
+
+class SerCepstrum(nn.Module):
+    """Log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend."""
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_cepstra, config.feature_size))
+
+    def forward(self, input_features):
+        return nn.functional.linear(input_features, self.weight)
+
+    def initial_weight(self) -> torch.Tensor:
+        return cosines(*self.weight.shape)
+
+
+class SerBiLSTM(nn.Module):
+    """
+    An LSTM over each clip's own length, in one direction or both.
+
+    Two LSTMs, the second on clips turned round within their lengths: packed sequences give the same, but take three to ten
+    times as long on a CPU.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *, bidirectional: bool = True):
+        super().__init__()
+        self.forwards = nn.LSTM(input_size, hidden_size, batch_first=True)
+        self.backwards = nn.LSTM(input_size, hidden_size, batch_first=True) if bidirectional else None
+
+    def forward(self, hidden_states, mask):
+        """(batch, time, size), (batch, time) -> states over time, and the last of each direction, side by side."""
+        step, num_steps = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True).long()
+        last = num_steps - 1  # (batch, 1)
+        states, _ = self.forwards(hidden_states)
+        final = _take_steps(states, last)
+        if self.backwards is not None:
+            turned = torch.where(step < num_steps, last - step, step)  # (batch, time): where each step comes from
+            states_back, _ = self.backwards(_take_steps(hidden_states, turned))
+            final = torch.cat([final, _take_steps(states_back, last)], -1)
+            states = torch.cat([states, _take_steps(states_back, turned)], -1)
+        return states * mask[..., None].to(states.dtype), final[:, 0]
+
+
+class SerMaxPool(nn.Module):
+    """The largest of `size` frames (and of as many bands), of a last few frames as well, and never of padding."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, hidden_states, mask):
+        """(batch, channels, time) or (batch, channels, time, bands), and a mask of as many dimensions."""
+        pool = nn.functional.max_pool1d if hidden_states.ndim == 3 else nn.functional.max_pool2d
+        hidden_states = hidden_states.masked_fill(mask == 0, torch.finfo(hidden_states.dtype).min)
+        hidden_states = pool(hidden_states, self.size, ceil_mode=True)
+        mask = mask[:, :, :: self.size]
+        return hidden_states.masked_fill(mask == 0, 0.0), mask
+
+
+class SerResidualBlock(nn.Module):
+    """Two convolutions over time and a shortcut; the first may shorten time by `stride`."""
+
+    def __init__(self, config: SerConfig, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        kernel_size = config.conv_kernel_size
+        padding = kernel_size // 2
+        self.stride = stride
+        self.conv1 = nn.Conv1d(in_channels, channels, kernel_size, stride=stride, padding=padding, bias=False)
+        self.norm1 = nn.BatchNorm1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, kernel_size, padding=padding, bias=False)
+        self.norm2 = nn.BatchNorm1d(channels)
+        self.shortcut = nn.Conv1d(in_channels, channels, 1, stride=stride)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(config.conv_dropout)
+
+    def forward(self, hidden_states, mask):
+        residual = self.shortcut(hidden_states)
+        mask = mask[..., :: self.stride]
+        hidden_states = self.activation(self.norm1(self.conv1(hidden_states))) * mask
+        hidden_states = self.norm2(self.conv2(hidden_states)) + residual
+        return self.dropout(self.activation(hidden_states)) * mask, mask
+
+
+class SerAttentionPooling(nn.Module):
+    """Weighs the frames, once a head, and gives the weighted mean and standard deviation of every channel."""
+
+    def __init__(self, config: SerConfig, hidden_size: int):
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, hidden_size // 2)
+        self.scores = nn.Linear(hidden_size // 2, config.num_attention_heads)
+
+    def forward(self, hidden_states, mask):
+        scores = self.scores(torch.tanh(self.hidden(hidden_states)))  # (batch, time, heads)
+        weights = _softmax_over_time(scores, mask).transpose(1, 2)  # (batch, heads, time)
+        mean = weights @ hidden_states  # (batch, heads, hidden_size)
+        variance = weights @ hidden_states.square() - mean.square()
+        deviation = variance.clamp(min=1e-4).sqrt()
+        return torch.cat([mean, deviation], -1).flatten(1), weights
+
+
+class SerResidualEncoder(nn.Module):
+    """Ours, one member: (cepstra) -> residual convolutions -> BiLSTM -> attention over time."""
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        self.cepstrum = SerCepstrum(config, num_cepstra) if num_cepstra else None
+        channels = [num_cepstra or config.feature_size, *_conv_channels(config)]
+        self.blocks = nn.ModuleList(
+            SerResidualBlock(config, *channels[i : i + 2], stride) for i, stride in enumerate(config.conv_strides)
+        )
+        self.lstm = SerBiLSTM(channels[-1], config.lstm_hidden_size)
+        self.lstm_dropout = nn.Dropout(config.lstm_dropout)
+        self.pooling = SerAttentionPooling(config, 2 * config.lstm_hidden_size)
+        self.pooled_size = 2 * config.num_attention_heads * 2 * config.lstm_hidden_size
+
+    def forward(self, input_features, attention_mask):
+        hidden_states = input_features if self.cepstrum is None else self.cepstrum(input_features)
+        mask = attention_mask[:, None].to(hidden_states.dtype)  # (batch, 1, num_frames)
+        hidden_states = hidden_states.transpose(1, 2) * mask  # (batch, channels, num_frames)
+        for block in self.blocks:
+            hidden_states, mask = block(hidden_states, mask)
+        mask = mask[:, 0]  # (batch, time)
+        hidden_states, _ = self.lstm(hidden_states.transpose(1, 2), mask)
+        hidden_states = self.lstm_dropout(hidden_states)
+        pooled, weights = self.pooling(hidden_states, mask)
+        return hidden_states, pooled, weights
+
+
+class SerConv2dAttentionEncoder(nn.Module):
+    """
+    `cnn-bilstm-attention`: [Conv2d -> MaxPool -> ReLU -> BatchNorm -> Dropout] a channel count -> BiLSTM -> attention.
+    """
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        channels = [1, *_conv_channels(config)]
+        self.convs = _convolutions(nn.Conv2d, config, channels)
+        self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in channels[1:])
+        self.dropout = nn.Dropout(config.conv_dropout)
+        self.lstm = SerBiLSTM(channels[-1] * _num_bands_left(config), config.lstm_hidden_size)
+        self.scores = nn.Linear(2 * config.lstm_hidden_size, 1)
+        self.pooled_size = 2 * config.lstm_hidden_size
+
+    def forward(self, input_features, attention_mask):
+        hidden_states, mask = _as_image(input_features, attention_mask)
+        for conv, pool, norm in zip(self.convs, self.pools, self.norms):
+            hidden_states, mask = pool(conv(hidden_states), mask)
+            hidden_states = self.dropout(norm(torch.relu(hidden_states))) * mask
+        hidden_states, mask = _as_sequence(hidden_states, mask)
+        hidden_states, _ = self.lstm(hidden_states, mask)
+        weights = _softmax_over_time(self.scores(hidden_states), mask).transpose(1, 2)  # (batch, 1, time)
+        return hidden_states, (weights @ hidden_states)[:, 0], weights
+
+
+class SerConv2dEncoder(nn.Module):
+    """`cnn-bilstm`: [Conv2d -> ReLU -> BatchNorm -> MaxPool -> Dropout] a channel count -> BiLSTM's last states."""
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        channels = [1, *_conv_channels(config)]
+        self.convs = _convolutions(nn.Conv2d, config, channels)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in channels[1:])
+        self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
+        self.dropout = nn.Dropout(config.conv_dropout)
+        self.lstm = SerBiLSTM(channels[-1] * _num_bands_left(config), config.lstm_hidden_size)
+        self.pooled_size = 2 * config.lstm_hidden_size
+
+    def forward(self, input_features, attention_mask):
+        hidden_states, mask = _as_image(input_features, attention_mask)
+        for conv, norm, pool in zip(self.convs, self.norms, self.pools):
+            hidden_states, mask = pool(norm(torch.relu(conv(hidden_states))), mask)
+            hidden_states = self.dropout(hidden_states)
+        return *self.lstm(*_as_sequence(hidden_states, mask)), None
+
+
+class SerConvTransformerEncoder(nn.Module):
+    """
+    `cnn-bilstm-transformer`, two branches side by side: [Conv1d -> BatchNorm -> MaxPool -> Dropout] a channel count, and
+    BiLSTM -> transformer layers; their means over time -> Dense -> Dropout -> LayerNorm.
+    """
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        channels = [config.feature_size, *_conv_channels(config)]
+        self.convs = _convolutions(nn.Conv1d, config, channels)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in channels[1:])
+        self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
+        self.dropout = nn.Dropout(config.conv_dropout)
+        self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
+        state_size = 2 * config.lstm_hidden_size
+        layer = nn.TransformerEncoderLayer(
+            state_size,
+            config.num_attention_heads,
+            config.intermediate_size,
+            dropout=config.hidden_dropout,
+            batch_first=True,
+        )
+        self.transformer = nn.TransformerEncoder(layer, config.num_transformer_layers, enable_nested_tensor=False)
+        self.dense = nn.Linear(channels[-1] + state_size, config.hidden_size)
+        self.dense_dropout = nn.Dropout(config.hidden_dropout)
+        self.dense_norm = nn.LayerNorm(config.hidden_size)
+        self.pooled_size = config.hidden_size
+
+    def forward(self, input_features, attention_mask):
+        mask = attention_mask[:, None].to(input_features.dtype)  # (batch, 1, num_frames)
+        local = input_features.transpose(1, 2) * mask  # (batch, channels, time)
+        local_mask = mask
+        for conv, norm, pool in zip(self.convs, self.norms, self.pools):
+            local, local_mask = pool(torch.relu(norm(conv(local))), local_mask)
+            local = self.dropout(local)
+        hidden_states, _ = self.lstm(input_features, attention_mask)
+        hidden_states = self.transformer(hidden_states, src_key_padding_mask=attention_mask == 0)
+        pooled = torch.cat([_mean_over_time(local, local_mask), _mean_over_time(hidden_states.mT, mask)], -1)
+        return hidden_states, self.dense_norm(self.dense_dropout(torch.relu(self.dense(pooled)))), None
+
+
+class SerBiLSTMEncoder(nn.Module):
+    """`bilstm`: BiLSTM -> Dropout -> LSTM's last state -> Dropout -> Linear -> ReLU."""
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
+        self.lstm_dropout = nn.Dropout(config.lstm_dropout)
+        self.summary = SerBiLSTM(2 * config.lstm_hidden_size, config.hidden_size, bidirectional=False)
+        self.hidden_dropout = nn.Dropout(config.hidden_dropout)
+        self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
+        self.pooled_size = config.hidden_size
+
+    def forward(self, input_features, attention_mask):
+        hidden_states, _ = self.lstm(input_features, attention_mask)
+        hidden_states, last = self.summary(self.lstm_dropout(hidden_states), attention_mask)
+        return hidden_states, torch.relu(self.hidden(self.hidden_dropout(last))), None
+
+
+class SerConv1dEncoder(nn.Module):
+    """
+    `cnn-descriptors`: convolutions along the one vector that describes a clip, each with ReLU; where `conv_strides` is
+    above 1, Dropout and MaxPool follow; flattened.
+    """
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        channels = [1, *_conv_channels(config)]
+        self.convs = _convolutions(nn.Conv1d, config, channels)
+        self.pool_sizes = tuple(config.conv_strides)
+        self.dropout = nn.Dropout(config.conv_dropout)
+        self.pooled_size = channels[-1] * _num_bands_left(config)
+
+    def forward(self, input_features, attention_mask):
+        hidden_states = input_features[:, :1]  # (batch, 1, feature_size): the descriptors are one frame
+        for conv, size in zip(self.convs, self.pool_sizes):
+            hidden_states = torch.relu(conv(hidden_states))
+            if size > 1:
+                hidden_states = nn.functional.max_pool1d(self.dropout(hidden_states), size, ceil_mode=True)
+        return hidden_states.mT, hidden_states.flatten(1), None
+
+
+ENCODERS = {
+    "residual_bilstm_attention": SerResidualEncoder,
+    "conv2d_bilstm_attention": SerConv2dAttentionEncoder,
+    "conv1d_bilstm_transformer": SerConvTransformerEncoder,
+    "bilstm": SerBiLSTMEncoder,
+    "conv2d_bilstm": SerConv2dEncoder,
+    "conv1d": SerConv1dEncoder,
+}
+
+
+def _conv_channels(config: SerConfig) -> list[int]:
+    channels = config.conv_channels
+    return [channels] * len(config.conv_strides) if isinstance(channels, int) else list(channels)
+
+
+def _convolutions(kind: type, config: SerConfig, channels: list[int]) -> nn.ModuleList:
+    size = config.conv_kernel_size
+    return nn.ModuleList(kind(*channels[i : i + 2], size, padding=size // 2) for i in range(len(channels) - 1))
+
+
+def _num_bands_left(config: SerConfig) -> int:
+    """Of `feature_size`, after pooling by each of `conv_strides`."""
+    bands = config.feature_size
+    for size in config.conv_strides:
+        bands = -(-bands // size)
+    return bands
+
+
+def _as_image(input_features, attention_mask):
+    """(batch, 1, num_frames, feature_size), channels last as the CPU likes it, and a mask (batch, 1, num_frames, 1)."""
+    mask = attention_mask[:, None, :, None].to(input_features.dtype)
+    return (input_features[:, None] * mask).contiguous(memory_format=torch.channels_last), mask
+
+
+def _as_sequence(hidden_states, mask):
+    """(batch, channels, time, bands) -> (batch, time, channels x bands), and a mask (batch, time)."""
+    return hidden_states.transpose(1, 2).flatten(2), mask[:, 0, :, 0]
+
+
+def _take_steps(hidden_states, steps):
+    """Step `steps[b, t]` of clip b, for (batch, time, size) and (batch, t)."""
+    return hidden_states.gather(1, steps[..., None].expand(-1, -1, hidden_states.shape[2]))
+
+
+def _softmax_over_time(scores, mask):
+    """Of (batch, time, heads), 0 on padding."""
+    return scores.masked_fill(mask[..., None] == 0, torch.finfo(scores.dtype).min).softmax(1)
+
+
+def _mean_over_time(hidden_states, mask):
+    """(batch, channels, time), (batch, 1, time) -> (batch, channels)"""
+    return (hidden_states * mask).sum(2) / mask.sum(2)
