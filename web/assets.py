@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from demo.hearing import UNSURE_BELOW
 from demo.results import load_results
+from ser_model.audio import MIN_DURATION_S
 from ser_model.pretrained import DEFAULT, available
 from train.export import export, open_session
 
@@ -70,7 +71,7 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
     measured = load_results().get(checkpoint, {}) if checkpoint in available() else {}
     if "speaker-independent" in measured:
         about["uar"] = measured["speaker-independent"]["mean"]["uar"]
-    about["unsure_below"] = UNSURE_BELOW
+    about |= {"min_duration_s": MIN_DURATION_S, "unsure_below": UNSURE_BELOW}
     _write(folder / "model.json", json.dumps(about).encode())
 
 

@@ -1,6 +1,5 @@
 // Listens to a recording in this browser as SerPipeline does in Python: windows, silence and averages are cut alike.
 
-const MIN_DURATION_S = 0.05;
 const MAX_FILE_BYTES = 100e6; // it is decoded whole, into memory
 
 const byId = (id) => document.getElementById(id);
@@ -60,11 +59,14 @@ async function decode(blob, name) {
   } catch {
     throw new Refusal(`${name} is not a recording that this browser can read.`);
   }
-  if (sound.duration < MIN_DURATION_S) throw new Refusal(`${name} is too short: it needs at least 50 ms of sound.`);
+  if (sound.duration < about.min_duration_s) {
+    throw new Refusal(`${name} is too short: it needs at least ${1000 * about.min_duration_s} ms of sound.`);
+  }
   const mono = new Float32Array(sound.length);
   for (let channel = 0; channel < sound.numberOfChannels; channel++) {
     sound.getChannelData(channel).forEach((sample, i) => (mono[i] += sample / sound.numberOfChannels));
   }
+  if (!mono.every(Number.isFinite)) throw new Refusal(`${name} contains NaN or infinite samples: export it again.`);
   return mono;
 }
 
@@ -131,15 +133,24 @@ function showBars(probabilities) {
 let recorder = null;
 
 async function record() {
-  if (recorder) return recorder.stop();
-  let microphone;
+  const button = byId("record");
+  if (recorder) {
+    recorder.stop();
+    recorder = null;
+    return;
+  }
+  button.disabled = true; // while the browser asks
   try {
     // Its own clean-up would change how a voice sounds.
     const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-    microphone = await navigator.mediaDevices.getUserMedia({ audio });
+    startRecording(await navigator.mediaDevices.getUserMedia({ audio }));
   } catch {
-    return show("Nothing heard", "This page may not use the microphone: allow it in the browser, or choose a file.");
+    show("Nothing heard", "This page may not use the microphone: allow it in the browser, or choose a file.");
   }
+  button.disabled = false;
+}
+
+function startRecording(microphone) {
   const pieces = [];
   const start = performance.now();
   const tell = () => (byId("record").textContent = `Stop (${Math.floor((performance.now() - start) / 1000)} s)`);
@@ -150,8 +161,7 @@ async function record() {
     clearInterval(clock);
     microphone.getTracks().forEach((track) => track.stop());
     byId("record").textContent = "Record";
-    listen(new Blob(pieces, { type: recorder.mimeType }), "The recording");
-    recorder = null;
+    listen(new Blob(pieces, { type: pieces[0]?.type }), "The recording");
   };
   recorder.start();
   tell();
