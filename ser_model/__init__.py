@@ -1,22 +1,16 @@
 """Speech emotion recognition: log-mel -> CNN -> BiLSTM -> attention, in the style of transformers' own audio models."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+import itertools
+import sys
 
-from .configuration_ser import SerConfig
-from .feature_extraction_ser import SerFeatureExtractor
-from .modeling_ser import SerForAudioClassification, SerModel, SerPreTrainedModel
-from .pipeline_ser import SerPipeline
-
-# Here, `AutoModelForAudioClassification.from_pretrained` finds these classes by the config's `model_type`.
-AutoConfig.register("ser", SerConfig)
-AutoFeatureExtractor.register(SerConfig, SerFeatureExtractor)
-AutoModel.register(SerConfig, SerModel)
-AutoModelForAudioClassification.register(SerConfig, SerForAudioClassification)
-# Elsewhere, `save_pretrained` puts this code beside the weights, for `trust_remote_code=True`.
-SerConfig.register_for_auto_class()
-SerFeatureExtractor.register_for_auto_class()
-SerModel.register_for_auto_class("AutoModel")
-SerForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+# `python -m ser_model` reads its arguments before it loads transformers, which takes seconds. While Python is still
+# looking for the module that it was asked to run, sys.argv[0] is "-m".
+if not (sys.argv[:1] == ["-m"] and ("-m", __name__) in itertools.pairwise(sys.orig_argv)):
+    from . import registration  # noqa: F401
+    from .configuration_ser import SerConfig
+    from .feature_extraction_ser import SerFeatureExtractor
+    from .modeling_ser import SerForAudioClassification, SerModel, SerPreTrainedModel
+    from .pipeline_ser import SerPipeline
 
 __all__ = [
     "SerConfig",

@@ -118,4 +118,6 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
+    # transformers imports torchaudio wherever it is installed; listening has no use for it.
+    sys.modules["torchaudio"] = None
     sys.exit(main())

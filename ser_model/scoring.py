@@ -8,13 +8,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import torch
-from transformers.utils import logging
+from typing import TYPE_CHECKING
 
 from .audio import AudioError, describe
-from .pipeline_ser import SerPipeline
-from .pretrained import load_pipeline
+
+if TYPE_CHECKING:
+    from .pipeline_ser import SerPipeline
 
 # What a folder is searched for; a file that is named is opened whatever its name.
 EXTENSIONS = {
@@ -35,7 +34,7 @@ def find_recordings(path: str) -> list[str]:
     )
 
 
-def score_file(pipeline: SerPipeline, path: str, *, on_window: Callable[[float], None] | None = None) -> dict:
+def score_file(pipeline: "SerPipeline", path: str, *, on_window: Callable[[float], None] | None = None) -> dict:
     """
     `{"path", "label", "score", "scores", "duration_s", "windows"}` (see `SerPipeline`), or `{"path", "error"}`.
     `on_window` is told after each window how many seconds have been heard.
@@ -68,8 +67,14 @@ def score_files(
         yield from _score_side_by_side(paths, model=model, device=device, workers=workers)
 
 
-def load_quietly(model: str, device: str = "cpu") -> SerPipeline:
+def load_quietly(model: str, device: str = "cpu") -> "SerPipeline":
     """The pipeline without transformers' own progress bars, and on one thread: so small a network is slower on two."""
+    # Here, not above: nobody should wait for them who only wants to read how the command is used.
+    import torch
+    from transformers.utils import logging
+
+    from .pretrained import load_pipeline
+
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what is wrong with a checkpoint is said by `load_pipeline`, in one sentence
     torch.set_num_threads(1)

@@ -62,6 +62,26 @@ def test_runs_as_a_module(clip):
     assert done.stderr == ""
 
 
+def imported_by(*arguments: str) -> set[str]:
+    """What the command imports in a process of its own."""
+    command = [sys.executable, "-X", "importtime", "-m", "ser_model", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-500:]
+    return {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
+def test_help_does_not_wait_for_torch():
+    imported = imported_by("--help")
+    assert "ser_model.results" in imported
+    assert not imported & {"torch", "transformers", "huggingface_hub"}
+
+
+def test_listening_imports_nothing_of_the_demo_or_of_training(clip):
+    imported = imported_by(clip)
+    assert "ser_model.modeling_ser" in imported
+    assert not imported & {"gradio", "datasets", "librosa", "matplotlib", "torchaudio", "sklearn", "pandas", "pyarrow"}
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_bad_file_does_not_stop_the_others(folder, capsys, workers):
     assert main([str(folder), "--format", "json", "--timeline", "--workers", workers]) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ser_model.pretrained import FOLDER, available, load_pipeline
-from tests.conftest import make_voice
+from tests.conftest import ROOT, make_voice
 
 STRANGER = """
 import json, sys
@@ -80,3 +80,8 @@ def test_ships_safe_and_small(name):
 def test_unknown_checkpoints_are_named(name):
     with pytest.raises(OSError, match="There is no checkpoint"):
         load_pipeline(name)
+
+
+def test_importing_the_package_is_enough_for_the_auto_classes():
+    code = "import ser_model; from transformers import AutoConfig; print(AutoConfig.for_model('ser').num_labels)"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, timeout=100) == b"8\n"

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
+from .. import registration  # noqa: F401  the Auto* factories must know the classes
 from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, check_checkpoint
 from ..pipeline_ser import SerPipeline
 

@@ -1,0 +1,108 @@
+"""The exported graph under onnxruntime answers as the extractor and the network do."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ser_model import SerFeatureExtractor, SerForAudioClassification
+from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
+from ser_model.pretrained import load_pipeline
+from tests.conftest import make_voice
+from train.export import export, main, open_session, run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export("ser-base", path)
+    return path
+
+
+@pytest.fixture
+def clips(voice) -> list[np.ndarray]:
+    inside_silence = np.pad(make_voice(1.7, pitch_hz=220, seed=1), (8000, 20000))
+    return [
+        voice,
+        inside_silence,
+        1e-3 * make_voice(6.0, seed=2),
+        make_voice(0.05, seed=3),
+        np.full(1, 0.5, np.float32),
+        np.zeros(16000, np.float32),
+    ]
+
+
+def answers(classifier, clips: list[np.ndarray]) -> np.ndarray:
+    one_by_one = [classifier.feature_extractor(clip, sampling_rate=16000, return_tensors="pt") for clip in clips]
+    with torch.inference_mode():
+        return np.concatenate([classifier.model(**inputs).logits.softmax(-1).numpy() for inputs in one_by_one])
+
+
+def test_answers_as_the_network_does(exported, clips):
+    session, expected = open_session(exported), answers(load_pipeline(), clips)
+    np.testing.assert_allclose(run(session, clips), expected, atol=1e-4)
+    for clip, answer in zip(clips, expected):
+        np.testing.assert_allclose(run(session, [clip])[0], answer, atol=1e-4)
+
+
+def test_int8_is_a_third_of_the_size_and_answers_alike(exported, tmp_path, clips):
+    export("ser-base", tmp_path / "int8.onnx", int8=True)
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.35 * exported.stat().st_size
+    np.testing.assert_allclose(
+        run(open_session(tmp_path / "int8.onnx"), clips[:3]), run(open_session(exported), clips[:3]), atol=0.05
+    )
+
+
+def test_says_what_it_needs(exported):
+    onnx.checker.check_model(exported)
+    session = open_session(exported)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["labels"]) == list(load_pipeline().model.config.id2label.values())
+    assert about["sampling_rate"] == "16000"
+    assert (float(about["window_s"]), float(about["silence_peak"])) == (WINDOW_S, SILENCE_PEAK)
+    assert [i.shape for i in session.get_inputs()] == [["batch", "num_samples"], ["batch"]]
+
+
+@pytest.mark.parametrize(
+    "options", [{"trim_db": None}, {"normalize": None, "top_db": 60.0}, {"n_fft": 400, "hop_length": 160}]
+)
+def test_other_settings(tiny_model, tmp_path, clips, options):
+    tiny_model.config.temperature = 1.7
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    SerFeatureExtractor(**options).save_pretrained(tmp_path / "tiny")
+    assert main(["--checkpoint", str(tmp_path / "tiny"), "--output", str(tmp_path / "tiny.onnx")]) == 0
+    expected = answers(load_pipeline(str(tmp_path / "tiny")), clips)
+    np.testing.assert_allclose(run(open_session(tmp_path / "tiny.onnx"), clips), expected, atol=1e-4)
+
+
+def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):
+    class OtherNetwork(SerForAudioClassification):
+        pass
+
+    (tmp_path / "model.onnx").write_text("the last one")
+    arguments = ["--output", str(tmp_path / "model.onnx")]
+    assert main(["--checkpoint", str(tmp_path), *arguments]) == 1
+    assert "config.json is missing" in capsys.readouterr().err
+
+    classifier = load_pipeline()
+    monkeypatch.setattr("train.export.load_pipeline", lambda _: classifier)
+    classifier.model.__class__ = OtherNetwork
+    assert main(arguments) == 1
+    assert "it has OtherNetwork, not SerForAudioClassification" in capsys.readouterr().err
+
+    # An extractor that has learnt something new, of which the graph knows nothing.
+    classifier.model.__class__ = SerForAudioClassification
+    prepare = SerFeatureExtractor._prepare
+    monkeypatch.setattr(SerFeatureExtractor, "_prepare", lambda self, waveform: prepare(self, waveform).diff())
+    assert main(arguments) == 1
+    assert "probabilities differ from the network's" in capsys.readouterr().err
+    assert (tmp_path / "model.onnx").read_text() == "the last one"
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
+
+
+def test_output_that_cannot_be_written(tmp_path, capsys):
+    assert main(["--output", str(tmp_path / "no" / "model.onnx")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "No such file or directory" in error and error.count("\n") == 1

@@ -1,0 +1,253 @@
+"""`python -m train.export`: a checkpoint as one ONNX graph, from the waveform to the probabilities."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
+from ser_model.feature_extraction_ser import MIN_DEVIATION_DB
+from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
+from ser_model.pretrained import DEFAULT, load_pipeline
+
+try:
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+except ImportError as error:
+    raise ImportError("Exporting needs two packages: pip install -r requirements-export.txt") from error
+
+OPSET = 17  # the first that has STFT
+TOLERANCE = 1e-3  # in probability
+INT8_TYPES = ["Conv", "Gemm", "LSTM", "MatMul"]
+NETWORK = "network"  # how the names of the network's nodes begin: those of the extractor are never quantised
+
+
+class ExportError(ValueError):
+    """Why a checkpoint is not exported, in one sentence."""
+
+
+class WaveformClassifier(nn.Module):
+    """What `SerFeatureExtractor` and `SerForAudioClassification` do one after the other, without a loop over clips."""
+
+    def __init__(self, extractor: SerFeatureExtractor, network: SerForAudioClassification):
+        super().__init__()
+        self.extractor = extractor
+        self.network = network
+
+    def forward(self, waveform, lengths):
+        """
+        Args:
+            waveform: (batch, num_samples) float32, finite, at the extractor's rate; the level does not matter.
+            lengths: (batch,) int64, from 1 to num_samples: the samples of each row that count.
+
+        Returns:
+            (batch, num_labels) float32, probabilities.
+        """
+        waveform, lengths = self._trim(waveform, lengths)
+        mask = torch.arange(1 + waveform.shape[1] // self.extractor.hop_length)
+        mask = mask < (1 + lengths // self.extractor.hop_length)[:, None]  # (batch, num_frames)
+        features = self._normalize(self._log_mel(waveform, mask), mask)
+        return self.network(features, mask.long(), return_dict=False)[0].softmax(-1)
+
+    def _trim(self, waveform, lengths):
+        """Each clip from the start of its row, without the silence at its ends and with peak 1; zeros after it."""
+        position = torch.arange(waveform.shape[1])
+        inside = position < lengths[:, None]
+        loudness = waveform.abs().masked_fill(~inside, 0.0)
+        peak = loudness.amax(1, keepdim=True)
+        if self.extractor.trim_db is not None:
+            loud = (loudness >= peak * 10 ** (-self.extractor.trim_db / 20)) & inside
+            first = loud.int().argmax(1)
+            lengths = waveform.shape[1] - loud.int().flip(1).argmax(1) - first
+            waveform = waveform.gather(1, (position + first[:, None]).clamp(max=waveform.shape[1] - 1))
+        waveform = waveform.masked_fill(position >= lengths[:, None], 0.0) / peak.where(peak > 0, torch.ones(()))
+        return waveform[:, : lengths.max()], lengths
+
+    def _log_mel(self, waveform, mask):
+        # ONNX has no complex numbers: the last axis holds the real and the imaginary part.
+        spectrum = torch.stft(
+            waveform,
+            self.extractor.n_fft,
+            self.extractor.hop_length,
+            window=self.extractor.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=False,
+        )  # (batch, n_fft // 2 + 1, num_frames, 2)
+        mel = spectrum.square().sum(-1).transpose(1, 2) @ self.extractor.mel_filters
+        decibels = 10 * torch.log10(mel.clamp(min=1e-10))
+        loudest = decibels.masked_fill(~mask[..., None], -1e9).amax((1, 2), keepdim=True)
+        return (decibels - loudest).clamp(min=-self.extractor.top_db)
+
+    def _normalize(self, features, mask):
+        weights = mask[..., None].float()
+        if self.extractor.normalize is not None:
+            mean = (features * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+            variance = ((features - mean).square() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+            features = (features - mean) / variance.sqrt().clamp(min=MIN_DEVIATION_DB)
+        return features.masked_fill(~mask[..., None], self.extractor.padding_value)
+
+
+def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
+    """
+    Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
+    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), `sampling_rate` in hertz, and how `SerPipeline` uses
+    it: `window_s`, and `silence_peak`, below which a window is not heard.
+
+    Args:
+        checkpoint: As of `load_pipeline`.
+        int8: Also quantise the network's weights to eight bits; its activations are quantised while it runs.
+
+    Raises:
+        `ExportError`: an extractor or a network that this graph does not stand for.
+        `OSError`, `ValueError`: the checkpoint cannot be loaded, or the output not be written.
+    """
+    classifier = load_pipeline(checkpoint)
+    extractor, network = classifier.feature_extractor, classifier.model
+    for part, known in ((extractor, SerFeatureExtractor), (network, SerForAudioClassification)):
+        if type(part) is not known:
+            raise ExportError(f"{checkpoint} is not exported: it has {type(part).__name__}, not {known.__name__}.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        _trace(WaveformClassifier(extractor, network).eval(), path)
+        _check(classifier, path, checkpoint)
+        model = _quantize(path) if int8 else onnx.load(path)
+    settings = {
+        "labels": json.dumps(list(network.config.id2label.values())),
+        "sampling_rate": str(extractor.sampling_rate),
+        "window_s": str(WINDOW_S),
+        "silence_peak": str(SILENCE_PEAK),
+    }
+    onnx.helper.set_model_props(model, settings)
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        partial.write_bytes(model.SerializeToString())
+        os.replace(partial, output)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _trace(classifier: WaveformClassifier, path: Path) -> None:
+    lengths = torch.tensor([classifier.extractor.sampling_rate, classifier.extractor.sampling_rate // 2])
+    waveform = torch.randn(2, int(lengths.max()), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(), _silent_stderr():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            classifier,
+            (waveform, lengths),
+            path,
+            input_names=["waveform", "lengths"],
+            output_names=["probabilities"],
+            dynamic_axes={
+                "waveform": {0: "batch", 1: "num_samples"},
+                "lengths": {0: "batch"},
+                "probabilities": {0: "batch"},
+            },
+            opset_version=OPSET,
+            dynamo=False,  # torch.export does not know packed sequences
+        )
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Both steps warn on the terminal of what might go wrong; whether it did is measured afterwards."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _check(classifier: SerPipeline, path: Path, checkpoint: str) -> None:
+    """Refuses a graph that answers otherwise than the network: on clips of two lengths, loud within silence, and none."""
+    rate = classifier.feature_extractor.sampling_rate
+    t = np.arange(3 * rate) / rate
+    sweep = (0.3 * np.sin(2 * np.pi * (150 + 60 * t) * t) * np.sin(2 * np.pi * 3 * t) ** 2).astype(np.float32)
+    clips = [sweep, np.pad(sweep[: rate // 2], rate), np.zeros(rate, np.float32)]
+    found = run(open_session(path), clips)
+    with torch.inference_mode():
+        inputs = classifier.feature_extractor(clips, sampling_rate=rate, return_tensors="pt")
+        expected = classifier.model(**inputs).logits.softmax(-1).numpy()
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"{checkpoint} is not exported: the graph's probabilities differ from the network's by {difference:.3f}, so its "
+            "extractor or network does what the graph does not know."
+        )
+
+
+def _quantize(path: Path) -> onnx.ModelProto:
+    names = [node.name for node in onnx.load(path).graph.node if node.name.startswith(f"/{NETWORK}/")]
+    quantized = path.with_name("int8.onnx")
+    with _silent_stderr():
+        quantize_dynamic(
+            path,
+            quantized,
+            op_types_to_quantize=INT8_TYPES,
+            nodes_to_quantize=names,
+            per_channel=True,
+            weight_type=QuantType.QUInt8,
+        )
+    return onnx.load(quantized)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """An exported graph, ready to run on one thread: so small a network is slower on two."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, waveforms: list[np.ndarray]) -> np.ndarray:
+    """Waveforms of any lengths, (num_samples,) each -> probabilities, (batch, num_labels)."""
+    lengths = np.array([len(waveform) for waveform in waveforms])
+    padded = np.zeros((len(waveforms), lengths.max()), np.float32)
+    for row, waveform in zip(padded, waveforms):
+        row[: len(waveform)] = waveform
+    return session.run(["probabilities"], {"waveform": padded, "lengths": lengths})[0]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__)
+    parser.add_argument(
+        "--checkpoint",
+        default=DEFAULT,
+        help="name of a recipe that ships, a folder, or USER/NAME on the Hub (default: %(default)s)",
+    )
+    parser.add_argument("--output", required=True, help="the .onnx file")
+    parser.add_argument("--int8", action="store_true", help="weights of eight bits: a quarter of the size")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        export(options.checkpoint, Path(options.output), int8=options.int8)
+    except OSError as error:
+        name = error.filename or options.output
+        message = f"{name} cannot be opened or written: {error.strerror}." if error.strerror else error
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Exported: {options.output} ({Path(options.output).stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

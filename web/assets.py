@@ -1,0 +1,101 @@
+"""`python -m web.assets`: puts beside the page what it needs: onnxruntime-web, and a checkpoint as an ONNX graph."""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import sys
+import tarfile
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from transformers.utils import logging
+
+from demo.hearing import UNSURE_BELOW
+from demo.results import load_results
+from ser_model.audio import MIN_DURATION_S
+from ser_model.pretrained import DEFAULT, available
+from train.export import export, open_session
+
+FOLDER = Path(__file__).parent / "assets"
+RUNTIME = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
+# SHA-512 in base64, as npm keeps it for this version.
+INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# The build for the processor alone, the smallest of four.
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+FETCH_TIMEOUT_S = 60.0  # without a byte
+
+
+def write_runtime(folder: Path) -> None:
+    """
+    Fetches onnxruntime-web, checks it and keeps three of its files, unless they are there.
+
+    Raises:
+        `OSError`: it could not be fetched or written, or is not what npm's registry had when this was written.
+    """
+    fetched_from = folder / "runtime.txt"  # written last
+    if fetched_from.exists() and fetched_from.read_text(encoding="utf-8") == RUNTIME:
+        return
+    with tempfile.TemporaryFile() as archive:
+        digest = hashlib.sha512()
+        try:
+            with urllib.request.urlopen(RUNTIME, timeout=FETCH_TIMEOUT_S) as response:
+                while piece := response.read(2**20):
+                    digest.update(piece)
+                    archive.write(piece)
+        except OSError as error:
+            raise OSError(f"{RUNTIME} could not be fetched: {error}.") from error
+        if base64.b64encode(digest.digest()).decode() != INTEGRITY:
+            raise OSError(f"{RUNTIME} is damaged or has been changed: its checksum is wrong. Try again.")
+        archive.seek(0)
+        with tarfile.open(fileobj=archive) as files:
+            for name in RUNTIME_FILES:
+                _write(folder / name, files.extractfile(f"package/dist/{name}").read())
+    _write(fetched_from, RUNTIME.encode())
+
+
+def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
+    """
+    Exports a checkpoint, and writes for the page what the graph's metadata say, and how good the network is if that was
+    measured.
+
+    Raises:
+        As `train.export.export`.
+    """
+    path = folder / "model.onnx"
+    export(checkpoint, path)
+    settings = open_session(path).get_modelmeta().custom_metadata_map
+    about = {name: json.loads(value) for name, value in settings.items()}
+    measured = load_results().get(checkpoint, {}) if checkpoint in available() else {}
+    if "speaker-independent" in measured:
+        about["uar"] = measured["speaker-independent"]["mean"]["uar"]
+    about |= {"min_duration_s": MIN_DURATION_S, "unsure_below": UNSURE_BELOW}
+    _write(folder / "model.json", json.dumps(about).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m web.assets", description=__doc__)
+    parser.add_argument("--checkpoint", default=DEFAULT, help="as of python -m train.export (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    FOLDER.mkdir(exist_ok=True)
+    try:
+        write_runtime(FOLDER)
+        write_model(FOLDER, options.checkpoint)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
