@@ -143,8 +143,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         loudness = torch.as_tensor(waveform).abs()
         if self.trim_db is None:
             return 0, len(loudness)
-        loud = torch.nonzero(loudness >= loudness.max() * 10 ** (-self.trim_db / 20))
-        return int(loud[0]), int(loud[-1]) + 1
+        is_loud = (loudness >= loudness.max() * 10 ** (-self.trim_db / 20)).numpy()
+        return int(is_loud.argmax()), len(is_loud) - int(is_loud[::-1].argmax())
 
     def _log_mel(self, waveforms: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(batch, num_samples) -> decibels below each clip's loudest value, (batch, num_frames, num_mel_bins)."""

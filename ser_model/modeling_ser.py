@@ -102,6 +102,8 @@ class SerEncoder(nn.Module):
     def _recur(self, hidden_states, mask):
         """The BiLSTM over each clip's own length: its backward half must start at the clip's end, not the batch's."""
         lengths = mask.sum(1).long().cpu()
+        if (lengths == hidden_states.shape[1]).all():  # nothing is padding: four times as fast as packed
+            return self.lstm(hidden_states)[0]
         packed = nn.utils.rnn.pack_padded_sequence(hidden_states, lengths, batch_first=True, enforce_sorted=False)
         packed, _ = self.lstm(packed)
         total_length = hidden_states.shape[1]
