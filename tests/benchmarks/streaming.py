@@ -127,12 +127,19 @@ def print_bounds(classifier) -> None:
         parts = module_ms(model, inputs)
         convolutions_ms = sum(parts[name] for name in CONVOLUTIONS)
         print(f"network on {frames} frames: {network_ms:.2f} ms, of which convolutions {convolutions_ms:.2f} ms")
-    print(f"({least} frames: what lies within reach, {reach(model.config)} frames, of an edge needs as many again beside it)")
+    print(
+        f"({least} frames: what lies within reach, {reach(model.config)} frames, of an edge needs as many again beside it)"
+    )
 
 
 def mel_power(extractor, waveform: torch.Tensor) -> torch.Tensor:
     spectrum = torch.stft(
-        waveform, extractor.n_fft, extractor.hop_length, window=extractor.window, pad_mode="constant", return_complex=True
+        waveform,
+        extractor.n_fft,
+        extractor.hop_length,
+        window=extractor.window,
+        pad_mode="constant",
+        return_complex=True,
     )
     return (spectrum.real.square() + spectrum.imag.square()).T @ extractor.mel_filters
 
@@ -151,8 +158,12 @@ def main() -> None:
         rows += answers
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     print(f"{len(rows)} answers, one every {options.every_s:g} s")
-    print(f"the pipeline on the last 4 s, resampled again: {np.median(values['pipeline_ms']):.2f} ms of CPU time an answer")
-    print(f"SerStream: {np.median(values['stream_ms']):.2f} ms, probabilities within {values['stream_differs'].max():.1e}")
+    print(
+        f"the pipeline on the last 4 s, resampled again: {np.median(values['pipeline_ms']):.2f} ms of CPU time an answer"
+    )
+    print(
+        f"SerStream: {np.median(values['stream_ms']):.2f} ms, probabilities within {values['stream_differs'].max():.1e}"
+    )
     print(
         f"features kept on a grid: probabilities within {values['grid_differs'].max():.2f} (95 of 100: "
         f"{np.quantile(values['grid_differs'], 0.95):.3f}), another label in {values['grid_other_label'].mean():.1%}; "
