@@ -1,9 +1,8 @@
 """
-What runs in an environment of its own (see `requirements-benchmarks.txt`): openSMILE, and five published RAVDESS networks in
-Keras.
+What runs in an environment of its own (`requirements-benchmarks.txt`): openSMILE, and five published RAVDESS networks in Keras.
 
-The Keras networks are written from descriptions of published projects: kinds and order of layers, and their input, are
-as published; a size that is not published is a usual one. Their features are librosa's, as in those projects.
+The networks are written from descriptions of those projects: kinds and order of layers, and their input, are as published; a
+size that is not published is a usual one. Features are librosa's, as in those projects.
 """
 
 import os

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ser_model.audio import read_audio
+from ser_model.audio import read_audio, resample
 from ser_model.pipeline_ser import WINDOW_S, is_silent
 from ser_model.scoring import load_quietly
 from ser_model.streaming import SerStream
@@ -50,7 +50,7 @@ def recordings(data: str | None) -> list[np.ndarray]:
 def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
     """Both ways on one recording, a dict an answer."""
     stream, rows, piece = SerStream(classifier, sampling_rate=FED_RATE, every_s=every_s), [], round(every_s * FED_RATE)
-    heard = read_audio_in_memory(sound)
+    heard = resample(sound, FED_RATE, RATE)
     for end in range(piece, len(sound) + 1, piece):
         started = time.process_time()
         answers = stream.feed(sound[end - piece : end])
@@ -79,18 +79,12 @@ def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
     return rows
 
 
-def read_audio_in_memory(sound: np.ndarray) -> np.ndarray:
-    import soxr
-
-    return soxr.resample(sound, FED_RATE, RATE)
-
-
 def difference(scores: dict, others: dict) -> float:
     return max(abs(scores[label] - others[label]) for label in scores)
 
 
 def on_a_grid(classifier, window: np.ndarray) -> dict:
-    """The answer with the trimmed sound moved to the nearest multiple of the frames' distance, as a held grid would have it."""
+    """The answer with frames that begin at a multiple of their distance, as a grid that is kept would have them."""
     extractor = classifier.feature_extractor
     first, end = extractor.trimmed_span(window)
     first = min(round(first / extractor.hop_length) * extractor.hop_length, end - 1)

@@ -106,17 +106,24 @@ def _stock(model, extractor, clips: Clips, threads: int) -> System:
 
 
 def librosa_features(clips: Clips, threads: int) -> System:
-    """As many bands and cepstra, as often, as our extractor and network make; the cepstra out of the same mel bands."""
+    """As many bands and cepstra, as often, as our extractor and network make."""
     import librosa
 
     waveforms = clips.waveforms(RATE)
+    frames = {"n_fft": 512, "hop_length": 256}
+
+    def decibels(waveform):
+        mel = librosa.feature.melspectrogram(y=waveform, sr=RATE, n_mels=64, **frames)
+        return librosa.power_to_db(mel, ref=np.max)
 
     def features(waveform):
-        mel = librosa.feature.melspectrogram(y=waveform, sr=RATE, n_fft=512, hop_length=256, n_mels=64)
-        decibels = librosa.power_to_db(mel, ref=np.max)
-        return decibels, librosa.feature.mfcc(S=decibels, n_mfcc=40)
+        mel = decibels(waveform)
+        return mel, librosa.feature.mfcc(S=mel, n_mfcc=40)
+
+    def usual_features(waveform):
+        return decibels(waveform), librosa.feature.mfcc(y=waveform, sr=RATE, n_mfcc=40, **frames)
 
     return System(
-        calls={"extractor": lambda: features(waveforms[0])},
+        calls={"extractor": lambda: features(waveforms[0]), "usual": lambda: usual_features(waveforms[0])},
         many={"one by one": lambda num: [features(waveform) for waveform in cycle(waveforms, num)]},
     )
