@@ -205,8 +205,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         loudness = torch.as_tensor(waveform).abs()
         if self.trim_db is None:
             return 0, len(loudness)
-        loud = torch.nonzero(loudness >= loudness.max() * 10 ** (-self.trim_db / 20))
-        return int(loud[0]), int(loud[-1]) + 1
+        is_loud = (loudness >= loudness.max() * 10 ** (-self.trim_db / 20)).numpy()
+        return int(is_loud.argmax()), len(is_loud) - int(is_loud[::-1].argmax())
 
     def _features(self, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, num_samples) -> features (batch, num_frames, feature_size) before normalisation, and their mask."""

@@ -1,0 +1,170 @@
+"""
+What live use costs: `python -m tests.benchmarks.streaming [--data RAVDESS]`, on one thread, in CPU time.
+
+For clips strung together, actor by actor (a made voice where no data is given), it prints what an answer costs from the
+pipeline on the last 4 s and from `SerStream`, and by how much their probabilities differ. Then, what reuse from one answer to
+the next could save at best, and what it would change:
+
+- Features: frames begin at the first loud sample of a window, so those of the window before fit only where that sample is the
+  same. Held on a grid of their own instead, they change the answer: by how much is printed.
+- Convolutions: what lies within their reach of either edge changes with every step, whatever the normalisation does; printed
+  is what they cost on those frames alone.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ser_model.audio import read_audio, resample
+from ser_model.pipeline_ser import WINDOW_S, is_silent
+from ser_model.scoring import load_quietly
+from ser_model.streaming import SerStream
+from tests.conftest import make_voice
+
+from .profiling import cpu_ms, module_ms
+
+RATE, FED_RATE = 16000, 48000
+ACTORS, NUM_CLIPS = range(1, 25), 10
+CONVOLUTIONS = ("Conv1d", "BatchNorm1d", "ReLU")
+
+
+def recordings(data: str | None) -> list[np.ndarray]:
+    """(num_samples,) at `FED_RATE`, one an actor."""
+    if data is None:
+        return [
+            np.concatenate([make_voice(3.5, rate=FED_RATE, seed=seed + i) * 0.5**i for i in range(6)])
+            for seed in range(3)
+        ]
+    strung = []
+    for actor in ACTORS:
+        files = sorted(Path(data).glob(f"*Speech*/Actor_{actor:02d}/03-01-*"))
+        if not files:
+            raise SystemExit(f"{data} holds no speech of actor {actor}: give the folder of RAVDESS.")
+        strung.append(np.concatenate([read_audio(file, FED_RATE) for file in files[:: len(files) // NUM_CLIPS]]))
+    return strung
+
+
+def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
+    """Both ways on one recording, a dict an answer."""
+    stream, rows, piece = SerStream(classifier, sampling_rate=FED_RATE, every_s=every_s), [], round(every_s * FED_RATE)
+    heard = resample(sound, FED_RATE, RATE)
+    for end in range(piece, len(sound) + 1, piece):
+        started = time.process_time()
+        answers = stream.feed(sound[end - piece : end])
+        stream_ms = 1000 * (time.process_time() - started)
+        for answer in answers:
+            start = round(answer["start_s"] * RATE)
+            window = heard[start : start + round(WINDOW_S * RATE)]
+            if is_silent(window):
+                continue
+            started = time.process_time()
+            classifier({"array": sound[max(0, end - round(WINDOW_S * FED_RATE)) : end], "sampling_rate": FED_RATE})
+            pipeline_ms = 1000 * (time.process_time() - started)
+            offline = classifier(window, timeline=True)
+            grid = on_a_grid(classifier, window)
+            first, _ = classifier.feature_extractor.trimmed_span(window)
+            rows.append(
+                {
+                    "stream_ms": stream_ms,
+                    "pipeline_ms": pipeline_ms,
+                    "stream_differs": difference(answer["scores"], offline["scores"]),
+                    "grid_differs": difference(grid, offline["scores"]),
+                    "grid_other_label": max(grid, key=grid.get) != offline["label"],
+                    "first_loud": start + first,
+                }
+            )
+    return rows
+
+
+def difference(scores: dict, others: dict) -> float:
+    return max(abs(scores[label] - others[label]) for label in scores)
+
+
+def on_a_grid(classifier, window: np.ndarray) -> dict:
+    """The answer with frames that begin at a multiple of their distance, as a grid that is kept would have them."""
+    extractor = classifier.feature_extractor
+    first, end = extractor.trimmed_span(window)
+    first = min(round(first / extractor.hop_length) * extractor.hop_length, end - 1)
+    trimming, extractor.trim_db = extractor.trim_db, None
+    try:
+        return classifier(window[first:end], timeline=True)["scores"]
+    finally:
+        extractor.trim_db = trimming
+
+
+def reach(config) -> int:
+    """How many frames to either side a convolution's result depends on."""
+    frames, distance = 0, 1
+    for stride in config.conv_strides:
+        frames += config.conv_kernel_size // 2 * distance
+        distance *= stride
+        frames += config.conv_kernel_size // 2 * distance
+    return frames
+
+
+def print_bounds(classifier) -> None:
+    """What reuse could save at best."""
+    extractor, model = classifier.feature_extractor, classifier.model
+    waveform = torch.from_numpy(make_voice(WINDOW_S))
+    whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
+    mel_ms = cpu_ms(lambda: mel_power(extractor, waveform))
+    print(f"features of a window: {whole_ms:.2f} ms, of which mel power, which a grid could keep: {mel_ms:.2f} ms")
+    num_frames = 1 + len(waveform) // extractor.hop_length
+    least = min(num_frames, 4 * reach(model.config))
+    for frames in (num_frames, least):
+        inputs = torch.randn(1, frames, model.config.num_mel_bins)
+        with torch.inference_mode():
+            network_ms = cpu_ms(lambda inputs=inputs: model(input_features=inputs))
+        parts = module_ms(model, inputs)
+        convolutions_ms = sum(parts[name] for name in CONVOLUTIONS)
+        print(f"network on {frames} frames: {network_ms:.2f} ms, of which convolutions {convolutions_ms:.2f} ms")
+    print(
+        f"({least} frames: what lies within reach, {reach(model.config)} frames, of an edge needs as many again beside it)"
+    )
+
+
+def mel_power(extractor, waveform: torch.Tensor) -> torch.Tensor:
+    spectrum = torch.stft(
+        waveform,
+        extractor.n_fft,
+        extractor.hop_length,
+        window=extractor.window,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    return (spectrum.real.square() + spectrum.imag.square()).T @ extractor.mel_filters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.streaming", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", help="folder of RAVDESS")
+    parser.add_argument("--every-s", type=float, default=0.5, help="(default: %(default)s)")
+    options = parser.parse_args()
+    classifier = load_quietly("ser-base")
+    rows, moved = [], []
+    for sound in recordings(options.data):
+        answers = compare(classifier, sound, options.every_s)
+        moved += [one["first_loud"] != other["first_loud"] for one, other in zip(answers, answers[1:])]
+        rows += answers
+    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    print(f"{len(rows)} answers, one every {options.every_s:g} s")
+    print(
+        f"the pipeline on the last 4 s, resampled again: {np.median(values['pipeline_ms']):.2f} ms of CPU time an answer"
+    )
+    print(
+        f"SerStream: {np.median(values['stream_ms']):.2f} ms, probabilities within {values['stream_differs'].max():.1e}"
+    )
+    print(
+        f"features kept on a grid: probabilities within {values['grid_differs'].max():.2f} (95 of 100: "
+        f"{np.quantile(values['grid_differs'], 0.95):.3f}), another label in {values['grid_other_label'].mean():.1%}; "
+        f"kept where the first loud sample stays: it moves in {np.mean(moved):.0%} of the steps"
+    )
+    print_bounds(classifier)
+
+
+if __name__ == "__main__":
+    main()

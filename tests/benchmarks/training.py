@@ -1,0 +1,95 @@
+"""
+Where an epoch of training spends its time: `python -m tests.benchmarks.training [--data RAVDESS]`, on one thread.
+
+Trains ser-base for one epoch, on RAVDESS's speech or, without it, on as many made sounds, as long as its clips are once trimmed. Prints the wall time
+of the epoch and the shares of it inside the network (forward and backward), the optimiser, augmentation, collating, and the
+rest: the Trainer and Python. Features are computed beforehand, as in a real run. On a GPU the shares are those of the host.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from transformers import set_seed
+
+from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
+from tests.conftest import make_voice
+from train import train as training
+from train.features import FeatureDataset, extract_features
+from train.ravdess import data_fingerprint, load_ravdess
+from train.recipe import load_recipe
+
+NUM_CLIPS, NUM_SOUNDS = 1440, 40
+
+
+def read_clips(data: str | None, extractor: SerFeatureExtractor, speeds: tuple) -> FeatureDataset:
+    if data is None:
+        sounds = [make_voice(1.2 + 1.7 * i / NUM_SOUNDS, seed=i) for i in range(NUM_SOUNDS)]
+        features = [extractor(sound, sampling_rate=extractor.sampling_rate)["input_features"][0] for sound in sounds]
+        numbers = range(NUM_CLIPS)
+        return FeatureDataset([[features[i % NUM_SOUNDS] for i in numbers]] * len(speeds), [i % 8 for i in numbers])
+    rows = load_ravdess(data, vocal_channels=("speech",))
+    by_speed = extract_features(rows, extractor, speeds=speeds, data_fingerprint=data_fingerprint(rows))
+    return FeatureDataset([by_speed[speed] for speed in speeds], list(rows["emotion"]))
+
+
+class Shares:
+    """Seconds inside functions, without those inside others of them."""
+
+    def __init__(self):
+        self.seconds, self._inside = Counter(), []
+
+    def of(self, name: str, function):
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            self._inside.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - start
+                self.seconds[name] += took - self._inside.pop()
+                if self._inside:
+                    self._inside[-1] += took
+
+        return timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.training", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", help="folder of RAVDESS; left out, sounds are made up")
+    options = parser.parse_args()
+    training.use_one_thread()
+    set_seed(0)
+    recipe = load_recipe("ser-base")
+    recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, num_epochs=1))
+    extractor = SerFeatureExtractor(**recipe.features)
+    clips = read_clips(options.data, extractor, recipe.augmentation.speeds)
+    model = SerForAudioClassification(SerConfig(num_mel_bins=extractor.feature_size, **recipe.model))
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {"train": clips, "validation": FeatureDataset([[]], []), "test": FeatureDataset([[]], [])}
+        trainer = training.make_trainer(recipe, model, extractor, sets, output=Path(folder), seed=0, quiet=True)
+        trainer.create_optimizer()
+        shares = Shares()
+        model.forward = shares.of("network, forward", model.forward)
+        trainer.accelerator.backward = shares.of("network, backward", trainer.accelerator.backward)
+        trainer.augmentation = shares.of("augmentation", trainer.augmentation)
+        trainer.data_collator = shares.of("collating", trainer.data_collator)
+        trainer.optimizer.step = shares.of("optimiser", trainer.optimizer.step)
+        start = time.perf_counter()
+        trainer.train()
+        epoch_s = time.perf_counter() - start
+    frames = np.mean([len(clip) for clip in clips.variants[0]])
+    print(f"One epoch of {len(clips)} clips, {frames:.0f} frames on average, on {model.device.type}: {epoch_s:.1f} s")
+    shares.seconds["Trainer and the rest of Python"] = epoch_s - sum(shares.seconds.values())
+    for name, seconds in shares.seconds.most_common():
+        print(f"  {name:<32}{seconds:>8.2f} s{seconds / epoch_s:>8.1%}")
+    print(f"bf16: {'yes' if trainer.args.bf16 else 'no'} (used wherever there is a GPU)")
+
+
+if __name__ == "__main__":
+    main()
