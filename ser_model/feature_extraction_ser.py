@@ -170,13 +170,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)  # (batch, num_samples)
         num_frames = 1 + num_samples // self.hop_length
         mask = torch.arange(int(num_frames.max())) < num_frames[:, None]  # (batch, num_frames)
-        features, mask = self._features(padded, num_samples, mask)
-        features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
-        if self.normalize == "utterance":
-            features = _normalize_utterances(features, mask)
-        elif self.normalize == "dataset":
-            features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
-        features = features.masked_fill(~mask[..., None], self.padding_value)
+        power = power_spectrum(padded, self.window, self.hop_length)  # (batch, num_frames, n_fft // 2 + 1)
+        features, mask = self.describe(power, padded, num_samples, mask)
         data = {"input_features": features, "attention_mask": mask.long()}
         if return_tensors != "pt":
             data = {name: value.numpy() for name, value in data.items()}
@@ -208,9 +203,20 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         is_loud = (loudness >= loudness.max() * 10 ** (-self.trim_db / 20)).numpy()
         return int(is_loud.argmax()), len(is_loud) - int(is_loud[::-1].argmax())
 
-    def _features(self, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, num_samples) -> features (batch, num_frames, feature_size) before normalisation, and their mask."""
-        power = power_spectrum(waveforms, self.window, self.hop_length)  # (batch, num_frames, n_fft // 2 + 1)
+    def describe(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Features, cut and normalised, (batch, num_frames, feature_size), and their mask, from power spectra (batch,
+        num_frames, n_fft // 2 + 1) of prepared waveforms (batch, num_samples) of `num_samples` (batch,) each.
+        """
+        features, mask = self._raw_features(power, waveforms, num_samples, mask)
+        features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
+        if self.normalize == "utterance":
+            features = _normalize_utterances(features, mask)
+        elif self.normalize == "dataset":
+            features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
+        return features.masked_fill(~mask[..., None], self.padding_value), mask
+
+    def _raw_features(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
         # The window of a last frame reaches past a shorter clip's end into padding, not the other way round, so the
         # frames under the mask are those of the clip alone.
         mel = decibels(power @ self.mel_filters, mask, top_db=self.top_db, relative=self.relative_level)

@@ -36,6 +36,7 @@ def made_up_run(actors, seed):
         "num_parameters": 762328,
         "num_bytes": 3_000_000,
         "versions": versions(),
+        "history": [],
         "data_fingerprint": "0" * 64,
     }
 

@@ -7,11 +7,11 @@ import onnx
 import pytest
 import torch
 
-from ser_model import SerFeatureExtractor, SerForAudioClassification
+from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
 from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import load_pipeline
 from tests.conftest import make_voice
-from train.export import export, main, open_session, run
+from train.export import ExportError, export, main, open_session, run
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,28 @@ def test_other_settings(tiny_model, tmp_path, clips, options):
     assert main(["--checkpoint", str(tmp_path / "tiny"), "--output", str(tmp_path / "tiny.onnx")]) == 0
     expected = answers(load_pipeline(str(tmp_path / "tiny")), clips)
     np.testing.assert_allclose(run(open_session(tmp_path / "tiny.onnx"), clips), expected, atol=1e-4)
+
+
+def test_mfcc_cut_and_normalised_by_the_training_set(tmp_path, clips):
+    torch.manual_seed(0)
+    config = SerConfig(encoder="conv2d_bilstm", feature_size=40, num_cepstra=[0], conv_channels=8, lstm_hidden_size=8)
+    SerForAudioClassification(config).save_pretrained(tmp_path / "tiny")
+    settings = {"normalize": "dataset", "mean": [-3.0] * 40, "std": [20.0] * 40, "relative_level": False}
+    SerFeatureExtractor(feature_type="mfcc", feature_size=40, max_frames=100, **settings).save_pretrained(
+        tmp_path / "tiny"
+    )
+    export(str(tmp_path / "tiny"), tmp_path / "tiny.onnx")
+    session, expected = open_session(tmp_path / "tiny.onnx"), answers(load_pipeline(str(tmp_path / "tiny")), clips)
+    np.testing.assert_allclose(run(session, clips), expected, atol=1e-4)
+    assert float(session.get_modelmeta().custom_metadata_map["window_s"]) == 1.6
+
+
+def test_refuses_features_that_a_graph_cannot_hear(tmp_path):
+    config = SerConfig(encoder="conv1d", feature_size=264, num_cepstra=[0], conv_channels=8)
+    SerForAudioClassification(config).save_pretrained(tmp_path)
+    SerFeatureExtractor(feature_type="descriptors", feature_size=264).save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match="hears descriptors"):
+        export(str(tmp_path), tmp_path / "model.onnx")
 
 
 def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):

@@ -392,6 +392,8 @@ def test_evaluates_and_writes_the_result(ravdess, recipe_file, tmp_path, capsys,
     }  # fmt: skip
     assert set(result["mean"]) == {"accuracy", "uar", "macro_f1", "weighted_f1", "ece"}
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert output.with_suffix(".curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(result["curves"]["1"]["training loss"]) > 5
     assert not list(tmp_path.glob("*partial*"))
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ser_model import SerConfig
+
 from .ravdess import CITATION, FOLDS
 from .report import result_path
 
@@ -14,6 +16,14 @@ PROTOCOLS = {
     "random-split": "new clips of people it has heard (random 80/20 split)",
 }
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
+NETWORKS = {
+    "residual_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
+    "conv2d_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
+    "conv1d_bilstm_transformer": "zero crossings, energy, MFCC → CNN beside BiLSTM and transformer",
+    "bilstm": "MFCC → BiLSTM → LSTM",
+    "conv2d_bilstm": "MFCC → CNN → BiLSTM",
+    "conv1d": "descriptors averaged over time → CNN",
+}
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 
 TEMPLATE = """---
@@ -22,7 +32,7 @@ TEMPLATE = """---
 
 # {{ name }}: emotions in speech
 
-A network of {{ num_parameters }} parameters (log-mel → CNN → BiLSTM → attention) that says which of {{ num_labels }}
+A network of {{ num_parameters }} parameters ({{ network }}) that says which of {{ num_labels }}
 {{ "labels" if fine_tuning else "acted emotions" }} it hears: {{ labels }}.
 
 {{ figures }}
@@ -52,7 +62,7 @@ It began as {{ fine_tuning.base }}, which was trained on 24 North American actor
 they were told to act, and was trained further on recordings of its author's own. It is for research, teaching and play.
 Whatever is not among those recordings is outside of what was measured.
 {%- else -%}
-It was trained on 24 North American actors who say two sentences with an emotion they were told to act. It is for
+It was trained on 24 North American actors who {{ acts }} two sentences with an emotion they were told to act. It is for
 research, teaching and play. Other languages, real conversations, children, noise and telephones are outside of what it was
 trained on.
 {%- endif %} What it hears is how a voice sounds, not what a person feels: do not use it to judge people, in hiring,
@@ -99,6 +109,8 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         num_parameters=f"{run['num_parameters']:,}",
         num_labels=len(labels),
         labels=", ".join(labels),
+        network=NETWORKS[recipe["model"].get("encoder", SerConfig.encoder)],
+        acts=" and ".join({"speech": "say", "song": "sing"}[channel] for channel in recipe["vocal_channels"]),
         figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
         fine_tuning=fine_tuning,
         sampling_rate=sampling_rate,
@@ -139,7 +151,7 @@ def _eval_results(results: dict[str, dict], fine_tuning: dict | None) -> list[Ev
         sources = [("own recordings", "own", fine_tuning["split"], fine_tuning["validation"])]
     else:
         sources = [
-            (f"RAVDESS speech, {PROTOCOLS[protocol]}", "ravdess", protocol, result["mean"])
+            (f"RAVDESS {_heard(result)}, {PROTOCOLS[protocol]}", "ravdess", protocol, result["mean"])
             for protocol, result in results.items()
         ]
     return [
@@ -156,6 +168,12 @@ def _eval_results(results: dict[str, dict], fine_tuning: dict | None) -> list[Ev
         for dataset_name, dataset_type, config, figures in sources
         for measure, title in MEASURES.items()
     ]
+
+
+def _heard(result: dict) -> str:
+    """Which recordings it was judged by: only a random split tests song."""
+    channels = result["settings"]["vocal_channels"] if result["protocol"] == "random-split" else ["speech"]
+    return " and ".join(channels)
 
 
 def _fine_tuned_figures(fine_tuning: dict) -> str:
@@ -176,7 +194,7 @@ def _figures(results: dict[str, dict]) -> str:
     lines = ["| measured on | UAR | accuracy | macro F1 |", "|---|---|---|---|"]
     for protocol, result in results.items():
         values = " | ".join(f"{100 * result['mean'][measure]:.1f} %" for measure in MEASURES)
-        lines.append(f"| {PROTOCOLS[protocol]} | {values} |")
+        lines.append(f"| {_heard(result)}: {PROTOCOLS[protocol]} | {values} |")
     if result := results.get("speaker-independent"):
         recalls = ", ".join(f"{label} {100 * v['recall']:.0f}" for label, v in result["per_class"].items())
         genders = ", ".join(f"{gender} {100 * v['uar']:.1f}" for gender, v in result["by_gender"].items())

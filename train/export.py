@@ -16,7 +16,6 @@ from torch import nn
 from transformers.utils import logging
 
 from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
-from ser_model.feature_extraction_ser import MIN_DEVIATION_DB
 from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import DEFAULT, load_pipeline
 
@@ -29,6 +28,7 @@ except ImportError as error:
 
 OPSET = 17  # the first that has STFT
 TOLERANCE = 1e-3  # in probability
+FEATURE_TYPES = ("log_mel", "mfcc")  # the others take frames of the waveform apart, which ONNX has no operator for
 INT8_TYPES = ["Conv", "Gemm", "LSTM", "MatMul"]
 NETWORK = "network"  # how the names of the network's nodes begin: those of the extractor are never quantised
 
@@ -57,11 +57,11 @@ class WaveformClassifier(nn.Module):
         waveform, lengths = self._trim(waveform, lengths)
         mask = torch.arange(1 + waveform.shape[1] // self.extractor.hop_length)
         mask = mask < (1 + lengths // self.extractor.hop_length)[:, None]  # (batch, num_frames)
-        features = self._normalize(self._log_mel(waveform, mask), mask)
+        features, mask = self.extractor.describe(self._power(waveform), waveform, lengths, mask)
         return self.network(features, mask.long(), return_dict=False)[0].softmax(-1)
 
     def _trim(self, waveform, lengths):
-        """Each clip from the start of its row, without the silence at its ends and with peak 1; zeros after it."""
+        """Each clip from the start of its row, without the silence at its ends and, if wanted, with peak 1; zeros after it."""
         position = torch.arange(waveform.shape[1])
         inside = position < lengths[:, None]
         loudness = waveform.abs().masked_fill(~inside, 0.0)
@@ -71,11 +71,13 @@ class WaveformClassifier(nn.Module):
             first = loud.int().argmax(1)
             lengths = waveform.shape[1] - loud.int().flip(1).argmax(1) - first
             waveform = waveform.gather(1, (position + first[:, None]).clamp(max=waveform.shape[1] - 1))
-        waveform = waveform.masked_fill(position >= lengths[:, None], 0.0) / peak.where(peak > 0, torch.ones(()))
+        waveform = waveform.masked_fill(position >= lengths[:, None], 0.0)
+        if self.extractor.relative_level:
+            waveform = waveform / peak.where(peak > 0, torch.ones(()))
         return waveform[:, : lengths.max()], lengths
 
-    def _log_mel(self, waveform, mask):
-        # ONNX has no complex numbers: the last axis holds the real and the imaginary part.
+    def _power(self, waveform):
+        """`descriptors_ser.power_spectrum`; as ONNX has no complex numbers, the last axis holds the two parts."""
         spectrum = torch.stft(
             waveform,
             self.extractor.n_fft,
@@ -85,18 +87,7 @@ class WaveformClassifier(nn.Module):
             pad_mode="constant",
             return_complex=False,
         )  # (batch, n_fft // 2 + 1, num_frames, 2)
-        mel = spectrum.square().sum(-1).transpose(1, 2) @ self.extractor.mel_filters
-        decibels = 10 * torch.log10(mel.clamp(min=1e-10))
-        loudest = decibels.masked_fill(~mask[..., None], -1e9).amax((1, 2), keepdim=True)
-        return (decibels - loudest).clamp(min=-self.extractor.top_db)
-
-    def _normalize(self, features, mask):
-        weights = mask[..., None].float()
-        if self.extractor.normalize is not None:
-            mean = (features * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-            variance = ((features - mean).square() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-            features = (features - mean) / variance.sqrt().clamp(min=MIN_DEVIATION_DB)
-        return features.masked_fill(~mask[..., None], self.extractor.padding_value)
+        return spectrum.square().sum(-1).transpose(1, 2)
 
 
 def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
@@ -118,6 +109,10 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     for part, known in ((extractor, SerFeatureExtractor), (network, SerForAudioClassification)):
         if type(part) is not known:
             raise ExportError(f"{checkpoint} is not exported: it has {type(part).__name__}, not {known.__name__}.")
+    if extractor.feature_type not in FEATURE_TYPES:
+        raise ExportError(
+            f"{checkpoint} is not exported: it hears {extractor.feature_type}, and a graph can hear {' or '.join(FEATURE_TYPES)}."
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _trace(WaveformClassifier(extractor, network).eval(), path)
@@ -126,7 +121,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     settings = {
         "labels": json.dumps(list(network.config.id2label.values())),
         "sampling_rate": str(extractor.sampling_rate),
-        "window_s": str(WINDOW_S),
+        "window_s": str(min(WINDOW_S, extractor.max_duration_s)),
         "silence_peak": str(SILENCE_PEAK),
     }
     onnx.helper.set_model_props(model, settings)
@@ -156,7 +151,7 @@ def _trace(classifier: WaveformClassifier, path: Path) -> None:
                 "probabilities": {0: "batch"},
             },
             opset_version=OPSET,
-            dynamo=False,  # torch.export does not know packed sequences
+            dynamo=False,  # torch.export freezes the length of time
         )
 
 

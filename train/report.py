@@ -1,7 +1,12 @@
-"""Results: the folds' predictions as one file of figures, a picture and a table."""
+"""
+Results: the folds' predictions as one file of figures, two pictures and a table.
+
+`python -m train.report` writes the table of all recipes into README.md.
+"""
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ from ser_model.configuration_ser import EMOTIONS
 
 from .metrics import confusion, per_class, reliability, scores
 from .ravdess import parse_name
-from .recipe import Recipe
+from .recipe import Recipe, available, load_recipe
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,6 +59,7 @@ def summarise(runs: dict[int, dict], recipe: Recipe, *, protocol: str, seed: int
             for field in ("gender", "intensity")
         },
         "reliability": reliability(probabilities, references),
+        "curves": {fold: _curves(run["history"]) for fold, run in runs.items()},
         "confusion_matrix": confusion(probabilities, references, len(labels)),
         "labels": labels,
         "model": {"num_parameters": any_run["num_parameters"], "num_bytes": any_run["num_bytes"]},
@@ -62,6 +68,15 @@ def summarise(runs: dict[int, dict], recipe: Recipe, *, protocol: str, seed: int
         "versions": any_run["versions"],
         "data_fingerprint": any_run["data_fingerprint"],
     }
+
+
+def _curves(history: list[dict]) -> dict[str, list]:
+    """Points (epoch, value) of the loss on training clips and the accuracy on validation clips, at most 50 each."""
+    points = {
+        name: [(round(entry["epoch"], 2), round(entry[key], 4)) for entry in history if key in entry]
+        for name, key in (("training loss", "loss"), ("validation accuracy", "eval_accuracy"))
+    }
+    return {name: values[:: -(-len(values) // 50)] for name, values in points.items() if values}
 
 
 def _predictions(run: dict) -> tuple[np.ndarray, np.ndarray, list[dict]]:
@@ -82,13 +97,15 @@ def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[st
 
 
 def write_result(result: dict, path: Path) -> None:
-    """The JSON file and, beside it, the confusion matrix as a picture; whole or not at all."""
+    """The JSON file and, beside it, the confusion matrix and the training curves as pictures; each whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = path.with_suffix(".png")
-    draw_confusion(result, picture.with_suffix(".partial.png"))
+    for suffix, draw in ((".png", draw_confusion), (".curves.png", draw_curves)):
+        picture = path.with_suffix(suffix)
+        draw(result, picture.with_suffix(".partial.png"))
+        os.replace(picture.with_suffix(".partial.png"), picture)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(picture.with_suffix(".partial.png"), picture)
+    text = json.dumps({**result, "curves": "CURVES"}, indent=1).replace('"CURVES"', json.dumps(result["curves"]))
+    partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -117,6 +134,28 @@ def draw_confusion(result: dict, path: Path) -> None:
     plt.close(figure)
 
 
+def draw_curves(result: dict, path: Path) -> None:
+    """Loss on training clips and accuracy on validation clips over the epochs, a line a fold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(name for curves in result["curves"].values() for name in curves))
+    figure, axes = plt.subplots(1, max(len(names), 1), figsize=(4.8 * max(len(names), 1), 3.6), layout="constrained")
+    for name, panel in zip(names, np.atleast_1d(axes)):
+        for fold, curves in result["curves"].items():
+            if name in curves:
+                panel.plot(*zip(*curves[name]), label=f"fold {fold}")
+        panel.set_xlabel("epoch")
+        panel.set_title(name)
+        if len(result["curves"]) > 1:
+            panel.legend()
+    figure.suptitle(f"{result['recipe']}, {result['protocol']}")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def print_result(result: dict) -> None:
     """The figures as a table."""
     print(f"{'fold':>5} {'clips':>6} {'UAR %':>7} {'WA %':>7}  actors held out")
@@ -141,3 +180,55 @@ def print_result(result: dict) -> None:
         for name, figures in result["conditions"].items():
             change = figures["uar"] - result["mean"]["uar"]
             print(f"{name:>16} {100 * figures['uar']:6.1f} {100 * change:+7.1f}")
+
+
+README = Path(__file__).parents[1] / "README.md"
+TABLE_BEGINS, TABLE_ENDS = "<!-- recipes: python -m train.report -->", "<!-- end of recipes -->"
+
+
+def recipes_table() -> str:
+    """Every recipe that was measured, as Markdown: claimed, and measured here by both protocols."""
+    lines = [
+        "| recipe | claimed | random split: accuracy, macro F1 | never heard: UAR, accuracy | parameters | size | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in available():
+        results = {protocol: _read(result_path(name, protocol)) for protocol in ("random-split", "speaker-independent")}
+        if not any(results.values()):
+            continue
+        split, unheard = results.values()
+        measured = split or unheard
+        minutes = sum(result["train_seconds"] for result in results.values() if result) / 60
+        cells = [
+            f"`{name}`",
+            load_recipe(name).claimed or "",
+            _percents(split, "accuracy", "macro_f1"),
+            _percents(unheard, "uar", "accuracy"),
+            f"{measured['model']['num_parameters']:,}",
+            f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
+            f"{minutes / sum(len(result['folds']) for result in results.values() if result):.0f} min",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _percents(result: dict | None, *measures: str) -> str:
+    return ", ".join(f"{100 * result['mean'][measure]:.1f} %" for measure in measures) if result else "not measured"
+
+
+def main() -> int:
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(TABLE_BEGINS)
+    _, after = rest.split(TABLE_ENDS)
+    partial = README.with_suffix(".partial")
+    partial.write_text(f"{before}{TABLE_BEGINS}\n{recipes_table()}\n{TABLE_ENDS}{after}", encoding="utf-8")
+    os.replace(partial, README)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
