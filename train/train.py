@@ -14,6 +14,8 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import set_seed
 from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments
 
@@ -96,7 +98,9 @@ def train(
     Raises:
         `RunError`: `output` holds another run. `RavdessError`, `AudioError`: something is wrong with the data.
     """
-    data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    with processes.main_process_first():  # one fills the cache
+        data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
     settings = {
         "recipe": recipe.to_dict(),
         "protocol": protocol,
@@ -106,13 +110,15 @@ def train(
         "data_fingerprint": data_fingerprint(data),
     }
     if finished := _finished_run(output, settings):
-        _write_card(finished, output)  # with what has been measured since
+        if processes.is_main_process:
+            _write_card(finished, output)  # with what has been measured since
         return finished
     transformers.set_seed(seed)
     extractor = SerFeatureExtractor(**recipe.features)
-    features = extract_features(
-        data, extractor, speeds=recipe.augmentation.speeds, data_fingerprint=settings["data_fingerprint"]
-    )
+    with processes.main_process_first():
+        features = extract_features(
+            data, extractor, speeds=recipe.augmentation.speeds, data_fingerprint=settings["data_fingerprint"]
+        )
     rows = split_rows(data, protocol=protocol, fold=fold, seed=seed, num_validation_actors=recipe.num_validation_actors)
     if held_out == "test" and recipe.refit:
         rows["train"] = np.concatenate([rows["train"], rows["validation"]])
@@ -141,6 +147,7 @@ def train(
         quiet=quiet,
         hub_model_id=hub_model_id,
     )
+    set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
     run = {
@@ -153,9 +160,9 @@ def train(
     if len(rows[held_out]):
         run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
         run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
-    if trainer.is_world_process_zero():  # of several processes, one writes
+    if processes.is_main_process:
         run = save_run(run, trainer.model, extractor, output, with_code=with_code)
-    trainer.accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
     return run
 
 
@@ -201,6 +208,8 @@ def make_trainer(
         num_train_epochs=settings.num_epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
+        # Several processes share each of the recipe's batches, in one order that all of them draw: the steps stay the same.
+        accelerator_config={"split_batches": True, "use_seedable_sampler": False},
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
@@ -216,6 +225,7 @@ def make_trainer(
         logging_steps=0.02,
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
+        use_cpu=not torch.accelerator.is_available(),  # said outright, or else several processes would not join
         report_to=[],
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -352,6 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
             with_code=not options.no_code,
             hub_model_id=options.push_to_hub,
         )
+        if not PartialState().is_main_process:
+            return 0
         url = push(output, options.push_to_hub) if options.push_to_hub else None
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
         return explain(error)
