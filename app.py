@@ -12,6 +12,7 @@ import gradio as gr
 
 from demo import tabs
 from demo.results import FOLDER, load_results
+from demo.uploads import keep_deleting
 from ser_model import SerPipeline
 from ser_model.pretrained import DEFAULT, available, default_model
 from ser_model.scoring import load_quietly
@@ -45,6 +46,11 @@ feels. What you record is deleted within eleven minutes.
 
 
 class Demo(gr.Blocks):
+    def launch(self, *args, **kwargs):
+        # A minute after Gradio's own deletion, which keeps a list of what is there.
+        deleting = keep_deleting(every_s=CLEAN_EVERY_S, keep_s=KEEP_S + CLEAN_EVERY_S)
+        return super().launch(*args, app_kwargs={"lifespan": deleting}, **kwargs)
+
     async def preprocess_data(self, *args, **kwargs):
         """What no browser sends is refused in a sentence, where Gradio would show its own insides and the server's paths."""
         try:

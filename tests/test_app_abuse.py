@@ -12,6 +12,7 @@ import soundfile
 from gradio_client import Client, handle_file
 
 import app
+from demo import uploads
 from ser_model.pretrained import load_pipeline
 from tests.conftest import ROOT, make_voice
 
@@ -19,7 +20,13 @@ FILE = {"_type": "gradio.FileData"}
 
 
 @pytest.fixture(scope="module")
-def uploads(tmp_path_factory):
+def classifier():
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where uploads go."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("uploads")
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
@@ -27,8 +34,8 @@ def uploads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(uploads):
-    demo = app.build_demo(load_pipeline())
+def url(classifier, folder):
+    demo = app.build_demo(classifier)
     _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
     yield url
     demo.close()
@@ -142,10 +149,10 @@ def test_only_uploads_and_examples_are_served(url, path):
 
 
 @pytest.mark.parametrize("name", ["../../../../evil.wav", "/evil.wav", "a/../../evil.wav", "x" * 1000 + ".wav"])
-def test_uploads_stay_in_their_folder(api, uploads, name):
+def test_uploads_stay_in_their_folder(api, folder, name):
     (place,) = api.post("/upload", files={"files": (name, b"not a sound")}).json()
-    assert Path(place).resolve().is_relative_to(uploads) and Path(place).read_bytes() == b"not a sound"
-    assert not (uploads.parent / "evil.wav").exists()
+    assert Path(place).resolve().is_relative_to(folder) and Path(place).read_bytes() == b"not a sound"
+    assert not (folder.parent / "evil.wav").exists()
     assert "not a recording" in call(api, "predict", [{"path": place, "meta": FILE}])
 
 
@@ -160,7 +167,7 @@ def test_what_is_no_form_is_refused(api, kind):
     assert api.post("/upload", content=b"garbage", headers={"Content-Type": kind}).status_code in (400, 422)
 
 
-def test_too_large_uploads_are_refused(api, uploads):
+def test_too_large_uploads_are_refused(api, folder):
     pieces = (bytes(2**20) for _ in range(130))
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="big.wav"\r\n\r\n'
     answer = api.post(
@@ -169,23 +176,46 @@ def test_too_large_uploads_are_refused(api, uploads):
         headers={"Content-Type": "multipart/form-data; boundary=x"},
     )
     assert answer.status_code == 413
-    assert not [file for file in uploads.rglob("*") if file.is_file() and file.stat().st_size > 2**20]
+    assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size > 2**20]
 
 
-def test_a_visitor_who_leaves_while_uploading(api, url, uploads):
-    files_open = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
+def test_a_visitor_who_leaves_while_uploading(classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(app, "CLEAN_EVERY_S", 1)
+    monkeypatch.setattr(app, "KEEP_S", 1)
+    demo = app.build_demo(classifier)
+    _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
+    try:
         with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), timeout=10) as connection:
             connection.sendall(
                 b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n"
                 b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
                 b'--x\r\nContent-Disposition: form-data; name="files"; filename="half.wav"\r\n\r\n' + bytes(2**22)
             )
-    deadline = time.monotonic() + 10
-    while len(os.listdir("/proc/self/fd")) > files_open and time.monotonic() < deadline:
+            wait_until(lambda: any(path.is_file() for path in tmp_path.rglob("*")))
+        wait_until(lambda: not any(path.is_file() for path in tmp_path.rglob("*")))
+    finally:
+        demo.close()
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert len(os.listdir("/proc/self/fd")) <= files_open
-    assert not list(uploads.rglob("half.wav"))
+
+
+def test_leaves_what_is_new_and_what_is_not_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    uploads.delete_forgotten(keep_s=60)  # no folder yet
+    for name in ("uploads/a/old.wav", "uploads/a/new.wav", "beside/old.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        if "old" in name:
+            os.utime(tmp_path / name, (0, 0))
+    uploads.delete_forgotten(keep_s=60)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.wav")}
+    assert left == {"uploads/a/new.wav", "beside/old.wav"}
 
 
 def test_a_visitor_who_leaves_while_waiting(api):
