@@ -1,6 +1,7 @@
 """`python -m train.train`: one network of a recipe, from recordings to a checkpoint that loads anywhere."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments
 
@@ -161,7 +163,8 @@ def train(
         run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
         run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
     if processes.is_main_process:
-        run = save_run(run, trainer.model, extractor, output, with_code=with_code)
+        with saving(output):
+            run = save_run(run, trainer.model, extractor, output, with_code=with_code)
     processes.wait_for_everyone()
     return run
 
@@ -189,6 +192,22 @@ class SerTrainer(Trainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         return super().compute_loss(model, self.augmentation(**inputs) if model.training else inputs, *args, **kwargs)
 
+    def _save_checkpoint(self, *args, **kwargs):
+        with saving(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def saving(folder):
+    """What goes wrong while `folder` is written, a full disk first of all, becomes a `RunError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors each have their own
+        raise RunError(
+            f"{folder} could not be written ({str(error).splitlines()[0]}): make room there and give the same command again, "
+            "which goes on from the last whole checkpoint."
+        ) from error
+
 
 def make_trainer(
     recipe: recipes.Recipe,
@@ -203,6 +222,7 @@ def make_trainer(
 ) -> SerTrainer:
     settings = recipe.training
     metric = EmotionMetric(keep_in_memory=True)
+    steps_per_epoch = max(1, len(sets["train"]) // settings.batch_size)
     arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         num_train_epochs=settings.num_epochs,
@@ -220,7 +240,8 @@ def make_trainer(
         # With validation clips there is a curve to look at; nothing is chosen by it while training.
         eval_strategy="steps" if len(sets["validation"]) else "no",
         eval_steps=0.1,
-        save_steps=0.1,
+        # Ten times, where an epoch ends: there a resumed run draws the same random numbers as one that was not stopped.
+        save_steps=steps_per_epoch * max(1, settings.num_epochs // 10),
         save_total_limit=2,
         logging_steps=0.02,
         disable_tqdm=quiet,
