@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from ser_model.pretrained import load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
@@ -274,32 +277,59 @@ def test_same_seed_same_network(ravdess, recipe_file, tmp_path):
     assert {parse_name(clip)["actor"] for clip in runs[0]["clips"]} == set(FOLDS[2])
 
 
-def test_killed_training_resumes(ravdess, recipe_file, tmp_path):
-    long = {**TINY, "training": {**TINY["training"], "num_epochs": 60}}
-    recipe_file.write_text(yaml.safe_dump(long))
-    output = tmp_path / "out"
+def start_long_training(recipe_file, ravdess, output) -> subprocess.Popen:
+    """A training as a process of its own, once it has saved its first checkpoint."""
+    recipe_file.write_text(yaml.safe_dump({**TINY, "training": {**TINY["training"], "num_epochs": 20}}))
     process = subprocess.Popen(
         [sys.executable, "-m", "train.train", *command(recipe_file, ravdess, output)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ,
     )
     deadline = time.monotonic() + 90
     while not list((output / "checkpoints").glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
+    return process
+
+
+def test_killed_training_goes_on_as_if_it_had_not_been(ravdess, recipe_file, tmp_path):
+    output = tmp_path / "out"
+    process = start_long_training(recipe_file, ravdess, output)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (output / "run.json").exists()
     torn = output / "checkpoints/checkpoint-99999"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
     resumed_at = int(last_whole_checkpoint(output / "checkpoints").rsplit("-", 1)[1])
     assert 0 < resumed_at < 99999 and not torn.exists()
-    run = train(load_recipe(str(recipe_file)), output, data_dir=str(ravdess), allow_incomplete=True)
+    recipe, options = load_recipe(str(recipe_file)), {"data_dir": str(ravdess), "allow_incomplete": True}
+    run = train(recipe, output, **options)
     steps = [entry["step"] for entry in run["history"] if "loss" in entry]
-    assert steps == sorted(set(steps)) and run["history"][-1]["epoch"] == 60
+    assert steps == sorted(set(steps)) and run["history"][-1]["epoch"] == 20
+    train(recipe, tmp_path / "whole", **options)
+    resumed, whole = (load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole"))
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name])
+
+
+def test_full_disk_leaves_the_last_checkpoint(ravdess, recipe_file, tmp_path):
+    output = tmp_path / "out"
+    process = start_long_training(recipe_file, ravdess, output)
+    resource.prlimit(
+        process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000)
+    )  # the weights fit, the optimiser's state does not
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert re.search(
+        "^.*error: .* could not be written .* goes on from the last whole checkpoint.$", said, re.MULTILINE
+    )
+    assert "Traceback" not in said
+    last = int(last_whole_checkpoint(output / "checkpoints").rsplit("-", 1)[1])
+    assert 0 < last < 20 * 12 and not (output / "run.json").exists()
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine-restarts", "plateau"])

@@ -1,6 +1,7 @@
 """`python -m train.train`: one network of a recipe, from recordings to a checkpoint that loads anywhere."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -15,6 +16,9 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from sklearn.model_selection import train_test_split
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
@@ -99,7 +103,9 @@ def train(
     Raises:
         `RunError`: `output` holds another run. `RavdessError`, `AudioError`: something is wrong with the data.
     """
-    data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    with processes.main_process_first():  # one fills the cache
+        data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
     settings = {
         "recipe": recipe.to_dict(),
         "protocol": protocol,
@@ -109,10 +115,12 @@ def train(
         "data_fingerprint": data_fingerprint(data),
     }
     if finished := _finished_run(output, settings):
-        _write_card(finished, output)  # with what has been measured since
+        if processes.is_main_process:
+            _write_card(finished, output)  # with what has been measured since
         return finished
     transformers.set_seed(seed)
-    extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
+    with processes.main_process_first():
+        extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
     rows = split_rows(data, recipe, protocol=protocol, fold=fold, seed=seed)
     if held_out == "test" and recipe.refit:
         rows["train"] = np.concatenate([rows["train"], rows["validation"]])
@@ -135,6 +143,7 @@ def train(
         hub_model_id=hub_model_id,
         tensorboard=tensorboard,
     )
+    set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
     run = {
@@ -147,9 +156,10 @@ def train(
     if len(rows[held_out]):
         run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
         run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
-    if trainer.is_world_process_zero():  # of several processes, one writes
-        run = save_run(run, trainer.model, extractor, output, with_code=with_code)
-    trainer.accelerator.wait_for_everyone()
+    if processes.is_main_process:
+        with saving(output):
+            run = save_run(run, trainer.model, extractor, output, with_code=with_code)
+    processes.wait_for_everyone()
     return run
 
 
@@ -240,6 +250,22 @@ def has_bf16() -> bool:
     """Whether the device multiplies bfloat16 in hardware, which takes half the time."""
     return torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
+    def _save_checkpoint(self, *args, **kwargs):
+        with saving(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def saving(folder):
+    """What goes wrong while `folder` is written, a full disk first of all, becomes a `RunError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors each have their own
+        raise RunError(
+            f"{folder} could not be written ({str(error).splitlines()[0]}): make room there and give the same command again, "
+            "which goes on from the last whole checkpoint."
+        ) from error
+
 
 def make_trainer(
     recipe: recipes.Recipe,
@@ -257,13 +283,22 @@ def make_trainer(
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
     metric = EmotionMetric(keep_in_memory=True)
-    # What is chosen by validation clips is looked at after every epoch; otherwise there is only a curve to look at.
-    often = {"strategy": "epoch"} if settings.keep_best else {"strategy": "steps", "steps": 0.1}
+    steps_per_epoch = max(1, len(sets["train"]) // settings.batch_size)
+    if settings.keep_best:
+        looking = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        looking["metric_for_best_model"] = "accuracy"
+    else:
+        # With validation clips there is a curve to look at; nothing is chosen by it while training. Checkpoints are ten,
+        # where an epoch ends: there a resumed run draws the same random numbers as one that was not stopped.
+        looking = {"eval_strategy": "steps" if len(sets["validation"]) else "no", "eval_steps": 0.1}
+        looking["save_steps"] = steps_per_epoch * max(1, settings.num_epochs // 10)
     arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
         num_train_epochs=settings.num_epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
+        # Several processes share each of the recipe's batches, in one order that all of them draw: the steps stay the same.
+        accelerator_config={"split_batches": True, "use_seedable_sampler": False},
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
@@ -271,21 +306,18 @@ def make_trainer(
         max_grad_norm=settings.max_grad_norm,
         train_sampling_strategy="group_by_length",
         dataloader_drop_last=len(sets["train"]) > settings.batch_size,  # a batch of one breaks batch normalisation
-        **{f"save_{name}": value for name, value in often.items()},
-        **({f"eval_{name}": value for name, value in often.items()} if len(sets["validation"]) else {}),
-        load_best_model_at_end=settings.keep_best,
-        metric_for_best_model="accuracy" if settings.keep_best else None,
+        **looking,
         save_total_limit=2,
         logging_steps=0.02,
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
+        use_cpu=not torch.accelerator.is_available(),  # said outright, or else several processes would not join
         report_to=["tensorboard"] if tensorboard else [],
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
         seed=seed,
         bf16=has_bf16(),
-        use_cpu=has_bf16() and not torch.cuda.is_available(),  # the Trainer takes bf16 for a GPU's otherwise
         push_to_hub=hub_model_id is not None,
         hub_model_id=hub_model_id,
     )
@@ -428,6 +460,8 @@ def main(arguments: list[str] | None = None) -> int:
             hub_model_id=options.push_to_hub,
             tensorboard=options.tensorboard,
         )
+        if not PartialState().is_main_process:
+            return 0
         url = push(output, options.push_to_hub) if options.push_to_hub else None
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
         return explain(error)
