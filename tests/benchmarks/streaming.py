@@ -115,7 +115,7 @@ def print_bounds(classifier) -> None:
     num_frames = 1 + len(waveform) // extractor.hop_length
     least = min(num_frames, 4 * reach(model.config))
     for frames in (num_frames, least):
-        inputs = torch.randn(1, frames, model.config.num_mel_bins)
+        inputs = torch.randn(1, frames, model.config.feature_size)
         with torch.inference_mode():
             network_ms = cpu_ms(lambda inputs=inputs: model(input_features=inputs))
         parts = module_ms(model, inputs)

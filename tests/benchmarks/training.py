@@ -19,22 +19,28 @@ from transformers import set_seed
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
 from tests.conftest import make_voice
 from train import train as training
-from train.features import FeatureDataset, extract_features
+from train.features import recipe_features
 from train.ravdess import data_fingerprint, load_ravdess
-from train.recipe import load_recipe
+from train.recipe import Recipe, Variant, load_recipe
 
 NUM_CLIPS, NUM_SOUNDS = 1440, 40
 
 
-def read_clips(data: str | None, extractor: SerFeatureExtractor, speeds: tuple) -> FeatureDataset:
-    if data is None:
+def read_clips(data: str | None, recipe: Recipe) -> tuple[SerFeatureExtractor, dict]:
+    """The extractor, and the sets that the Trainer gets: everything to learn from, nothing to judge by."""
+    if data is not None:
+        rows = load_ravdess(data, vocal_channels=recipe.vocal_channels)
+        extractor, features = recipe_features(recipe, rows, fingerprint=data_fingerprint(rows))
+        labels = list(rows["emotion"])
+    else:
+        extractor = SerFeatureExtractor(**recipe.features)
         sounds = [make_voice(1.2 + 1.7 * i / NUM_SOUNDS, seed=i) for i in range(NUM_SOUNDS)]
-        features = [extractor(sound, sampling_rate=extractor.sampling_rate)["input_features"][0] for sound in sounds]
-        numbers = range(NUM_CLIPS)
-        return FeatureDataset([[features[i % NUM_SOUNDS] for i in numbers]] * len(speeds), [i % 8 for i in numbers])
-    rows = load_ravdess(data, vocal_channels=("speech",))
-    by_speed = extract_features(rows, extractor, speeds=speeds, data_fingerprint=data_fingerprint(rows))
-    return FeatureDataset([by_speed[speed] for speed in speeds], list(rows["emotion"]))
+        heard = [extractor(sound, sampling_rate=extractor.sampling_rate)["input_features"][0] for sound in sounds]
+        clips = [heard[i % NUM_SOUNDS] for i in range(NUM_CLIPS)]
+        features = {variant: clips for variant in (Variant(), *recipe.augmentation.variants)}
+        labels = [i % 8 for i in range(NUM_CLIPS)]
+    parts = {"train": range(len(labels)), "validation": [], "test": []}
+    return extractor, training.make_sets(recipe.augmentation, features, labels, parts)
 
 
 class Shares:
@@ -67,11 +73,10 @@ def main() -> None:
     set_seed(0)
     recipe = load_recipe("ser-base")
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, num_epochs=1))
-    extractor = SerFeatureExtractor(**recipe.features)
-    clips = read_clips(options.data, extractor, recipe.augmentation.speeds)
-    model = SerForAudioClassification(SerConfig(num_mel_bins=extractor.feature_size, **recipe.model))
+    extractor, sets = read_clips(options.data, recipe)
+    clips = sets["train"]
+    model = SerForAudioClassification(SerConfig(feature_size=extractor.feature_size, **recipe.model))
     with tempfile.TemporaryDirectory() as folder:
-        sets = {"train": clips, "validation": FeatureDataset([[]], []), "test": FeatureDataset([[]], [])}
         trainer = training.make_trainer(recipe, model, extractor, sets, output=Path(folder), seed=0, quiet=True)
         trainer.create_optimizer()
         shares = Shares()
@@ -88,7 +93,7 @@ def main() -> None:
     shares.seconds["Trainer and the rest of Python"] = epoch_s - sum(shares.seconds.values())
     for name, seconds in shares.seconds.most_common():
         print(f"  {name:<32}{seconds:>8.2f} s{seconds / epoch_s:>8.1%}")
-    print(f"bf16: {'yes' if trainer.args.bf16 else 'no'} (used wherever there is a GPU)")
+    print(f"bf16: {'yes' if trainer.args.bf16 else 'no'} (used where a GPU or the processor has it)")
 
 
 if __name__ == "__main__":
