@@ -210,6 +210,10 @@ class SerTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = self.drops_last
 
+    def _save_checkpoint(self, *args, **kwargs):
+        with saving(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
+
 
 def penalty(model, settings: recipes.Training) -> torch.Tensor | float:
     """The recipe's multiples of the sum of absolute values and of squares of the weights that it penalises."""
@@ -249,10 +253,6 @@ SCHEDULES = {
 def has_bf16() -> bool:
     """Whether the device multiplies bfloat16 in hardware, which takes half the time."""
     return torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-    def _save_checkpoint(self, *args, **kwargs):
-        with saving(self.args.output_dir):
-            super()._save_checkpoint(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -311,6 +311,7 @@ def make_trainer(
         logging_steps=0.02,
         disable_tqdm=quiet,
         log_level="error" if quiet else "passive",
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.accelerator.is_available(),  # said outright, or else several processes would not join
         report_to=["tensorboard"] if tensorboard else [],
         dataloader_pin_memory=torch.cuda.is_available(),
