@@ -1,0 +1,25 @@
+import json
+
+from tests.conftest import make_result
+from train import report
+
+
+def test_readme_holds_the_measured_table():
+    assert f"{report.TABLE_BEGINS}\n{report.recipes_table()}\n{report.TABLE_ENDS}" in report.README.read_text()
+
+
+def test_table_takes_its_figures_from_the_result_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert len(report.recipes_table().splitlines()) == 2
+    result = json.loads(make_result(tmp_path).read_text())
+    row = report.recipes_table().splitlines()[2]
+    assert row.startswith("| `ser-base` |  | not measured |")
+    assert f"{100 * result['mean']['uar']:.1f} %" in row and "762,328 | 3.1 MB" in row
+
+
+def test_result_files_say_how_they_were_made():
+    for path in report.RESULTS.glob("*.*.json"):
+        result = json.loads(path.read_text())
+        assert path.name == f"{result['recipe']}.{result['protocol']}.json"
+        assert result["held_out"] == "test" and result["command"].startswith("python -m train.evaluate")
+        assert path.with_suffix(".png").exists()
