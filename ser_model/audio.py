@@ -78,8 +78,7 @@ def read_blocks(source, sampling_rate: int) -> Iterator[np.ndarray]:
         if resampler is None:
             resampler = soxr.ResampleStream(_checked_rate(rate, name), sampling_rate, 1)
         num_samples += len(block)
-        if num_samples > MAX_DURATION_S * rate:
-            raise AudioError(f"{name} is longer than {MAX_DURATION_S // 3600} hours: cut it into parts.")
+        _check_not_too_long(num_samples, rate, name)
         yield resampler.resample_chunk(_downmix(block, name))
     if num_samples == 0:
         raise AudioError(f"{name} holds no sound: it has no samples.")
@@ -98,13 +97,14 @@ def resample(waveform: np.ndarray, orig_rate: int, sampling_rate: int) -> np.nda
         orig_rate, sampling_rate: Its rate and the rate wanted, in hertz.
 
     Raises:
-        `AudioError`: an impossible shape, type or rate; NaN or infinite samples; too short.
+        `AudioError`: an impossible shape, type or rate; NaN or infinite samples; too short or too long.
     """
     waveform, name = _as_float(waveform), "The waveform"
     if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] < waveform.shape[1]):
         raise AudioError(f"A waveform has shape (num_samples,) or (num_samples, channels), not {waveform.shape}.")
     if len(waveform) < MIN_DURATION_S * _checked_rate(orig_rate, name):
         raise AudioError(f"{name} is too short: it needs at least {MIN_DURATION_S * 1000:.0f} ms of sound.")
+    _check_not_too_long(len(waveform), orig_rate, name)
     return soxr.resample(_downmix(waveform.reshape(len(waveform), -1), name), orig_rate, sampling_rate)
 
 
@@ -256,6 +256,11 @@ def _checked_rate(rate, name: str) -> int:
             f"{name} has sampling rate {rate!r}: expected a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz."
         )
     return int(rate)
+
+
+def _check_not_too_long(num_samples: int, rate: int, name: str) -> None:
+    if num_samples > MAX_DURATION_S * rate:
+        raise AudioError(f"{name} is longer than {MAX_DURATION_S // 3600} hours: cut it into parts.")
 
 
 def _downmix(block: np.ndarray, name: str) -> np.ndarray:

@@ -309,6 +309,7 @@ def test_addresses_are_refused():
         (np.full(16000, 1e300), 16000, "infinite"),
         (np.full(16000, np.inf), 16000, "infinite"),
         (np.zeros(3), 16000, "too short"),
+        (np.broadcast_to(np.float32(0), 36_001_000), 1000, "longer than 10 hours"),
         (np.zeros(16000), 0, "sampling rate"),
         (np.zeros(16000), "16000", "sampling rate"),
         (np.zeros(16000), 16000.5, "sampling rate"),

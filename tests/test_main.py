@@ -17,6 +17,7 @@ import soundfile
 from ser_model.__main__ import main
 from ser_model.pretrained import available, load_pipeline
 from tests.conftest import ROOT, make_voice
+from tests.fuzz import KINDS, make_recording
 from tests.test_audio import BROKEN, broken_files
 
 FULL = os.strerror(errno.ENOSPC)
@@ -28,6 +29,8 @@ def broken_folder(tmp_path_factory):
     broken_files(folder)
     soundfile.write(folder / "silence.wav", np.zeros(80000), 16000)
     soundfile.write(folder / "level.wav", np.full(80000, 1e-5), 16000, subtype="FLOAT")
+    soundfile.write(folder / "constant.wav", np.full(240000, 0.5), 48000)
+    soundfile.write(folder / "bomb.flac", np.zeros(20 * 60 * 48000, np.int16), 48000)  # 115 MB out of less than one
     return folder
 
 
@@ -269,13 +272,27 @@ def test_wrong_options(clip, capsys, options, says):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [case for case in BROKEN if case[0] != "days.wav"] + [("silence.wav", "is silent"), ("level.wav", "is silent")],
+    [case for case in BROKEN if case[0] != "days.wav"]
+    + [(name, "is silent") for name in ("silence.wav", "level.wav", "constant.wav", "bomb.flac")],
 )
 def test_bad_files_exit_with_one_sentence(broken_folder, capsys, name, says):
     assert main([str(broken_folder / name)]) == 1
     captured = capsys.readouterr()
     assert re.search(says if name != "folder.wav" else "no recording in", captured.err)
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+def test_every_format_cut_at_every_tenth(tmp_path, capsys):
+    voice = make_voice(1.0, rate=48000)
+    for kind in KINDS:
+        content = make_recording(kind, voice)
+        for tenths in range(10):
+            (tmp_path / f"{kind}-{tenths}.wav").write_bytes(content[: len(content) * tenths // 10])
+    assert main([str(tmp_path), "--format", "json"]) == 1
+    results = json.loads(capsys.readouterr().out)
+    assert len(results) == 10 * len(KINDS)
+    for result in results:
+        assert "label" in result or (result["error"].isprintable() and result["error"].endswith("."))
 
 
 def test_empty_folder(tmp_path, capsys):

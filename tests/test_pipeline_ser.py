@@ -15,6 +15,7 @@ from ser_model import SerFeatureExtractor, SerPipeline
 from ser_model.audio import AudioError
 from ser_model.pipeline_ser import WINDOW_S, cut_windows
 from tests.conftest import make_voice
+from tests.test_audio import BROKEN, broken_files
 
 
 @pytest.fixture
@@ -81,6 +82,19 @@ def test_silent_windows_have_no_emotion(classifier):
 def test_silence_is_refused(classifier):
     with pytest.raises(AudioError, match="silent"):
         classifier(np.zeros(12 * 16000, np.float32))
+
+
+def test_each_kind_of_broken_file_gets_its_sentence(classifier, tmp_path):
+    broken_files(tmp_path)
+    for name, says in BROKEN:
+        with pytest.raises(AudioError, match=says):
+            classifier(str(tmp_path / name))
+
+
+def test_a_constant_is_silence(classifier):
+    with pytest.raises(AudioError, match="is silent"):
+        classifier(np.full(5 * 16000, 0.5, np.float32))
+    assert classifier(make_voice(2.0) + np.float32(0.5))
 
 
 def test_batches_answer_like_single_windows(classifier):
