@@ -16,7 +16,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
-from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
+from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import DEFAULT, load_pipeline
 
 try:
@@ -94,7 +94,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     """
     Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
     `WaveformClassifier`. Its metadata hold `labels` (a JSON list), `sampling_rate` in hertz, and how `SerPipeline` uses
-    it: `window_s`, and `silence_peak`, below which a window is not heard.
+    it: `window_s`, and `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`).
 
     Args:
         checkpoint: As of `load_pipeline`.
@@ -123,6 +123,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         "sampling_rate": str(extractor.sampling_rate),
         "window_s": str(min(WINDOW_S, extractor.max_duration_s)),
         "silence_peak": str(SILENCE_PEAK),
+        "edge_size": str(EDGE_SIZE),
     }
     onnx.helper.set_model_props(model, settings)
     partial = output.with_name(f"{output.name}.partial")

@@ -23,7 +23,11 @@ function* cutWindows(waveform, size) {
   yield waveform.subarray(start);
 }
 
-const isSilent = (waveform) => waveform.every((sample) => Math.abs(sample) < about.silence_peak);
+function isSilent(waveform) {
+  const inner = waveform.length > 2 * about.edge_size ? waveform.subarray(about.edge_size, -about.edge_size) : waveform;
+  const range = inner.reduce((high, x) => Math.max(high, x)) - inner.reduce((low, x) => Math.min(low, x));
+  return range < 2 * about.silence_peak;
+}
 
 async function score(waveform) {
   const feeds = {
