@@ -115,16 +115,16 @@ def test_examples_play_and_predict_from_the_keyboard(page):
 
 
 def test_follows_a_long_file(page, tmp_path):
-    soundfile.write(tmp_path / "call.flac", np.tile(make_voice(60.0, rate=8000), 8), 8000)
+    soundfile.write(tmp_path / "call.flac", np.tile(make_voice(60.0, rate=8000), 24), 8000)
     upload(page, "#recording", tmp_path / "call.flac")
     expect(page.get_by_text("Listening").first).to_be_visible()  # how far it is
     expect(page.locator(".seekable .emotion")).to_have_count(8)
     rows = page.locator("[aria-label='Emotion of each window'] tbody tr")
-    expect(rows).to_have_count(120)
+    expect(rows).to_have_count(360)
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").first.click()
     assert download.value.suggested_filename == "emotions.csv"
-    assert len(download.value.path().read_text().splitlines()) == 121
+    assert len(download.value.path().read_text().splitlines()) == 361
 
 
 def test_a_bad_file_gets_one_sentence(page, tmp_path):
