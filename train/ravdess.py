@@ -217,8 +217,9 @@ def download(channel: str, dl_manager: datasets.DownloadManager) -> str:
     try:
         path = Path(dl_manager.download(archive.url))
     except (OSError, aiohttp.ClientError) as error:  # the second when a connection breaks off halfway
+        reason = str(error).partition("\n")[0]
         raise RavdessError(
-            f"RAVDESS could not be downloaded from {archive.url} ({str(error).splitlines()[0]}): check the network, or give a folder that "
+            f"RAVDESS could not be downloaded from {archive.url} ({reason}): check the network, or give a folder that "
             "holds it with --data."
         ) from error
     # `datasets` checks no checksum itself, whatever its verification mode.
