@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-import sysconfig
+import sys
 
 import datasets
 import numpy as np
@@ -17,8 +17,8 @@ from tests.shared_training import NUM_CLIPS, NUM_EPOCHS
 from tests.test_train import TINY, command
 from train.train import main
 
-ACCELERATE = os.path.join(sysconfig.get_path("scripts"), "accelerate")
-TWO = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+TWO = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
 
 
 def run(*command, **environment) -> str:

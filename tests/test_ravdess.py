@@ -140,6 +140,17 @@ def test_damaged_download_never_becomes_data(zenodo, tmp_path):
     assert len(load_ravdess(cache_dir=tmp_path / "cache")) == 1440
 
 
+def test_interrupted_download_never_becomes_data(zenodo, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            http.server.SimpleHTTPRequestHandler, "copyfile", lambda _, file, out: out.write(file.read(100_000))
+        )
+        with pytest.raises(RavdessError, match="could not be downloaded") as caught:
+            load_ravdess(cache_dir=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert len(load_ravdess(cache_dir=tmp_path / "cache")) == 1440
+
+
 def test_no_network_is_said(zenodo, tmp_path):
     zenodo.unlink()
     with pytest.raises(RavdessError, match="could not be downloaded"):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp  # what `datasets` downloads with
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -215,9 +216,10 @@ def download(channel: str, dl_manager: datasets.DownloadManager) -> str:
     archive = ARCHIVES[channel]
     try:
         path = Path(dl_manager.download(archive.url))
-    except OSError as error:
+    except (OSError, aiohttp.ClientError) as error:  # the second when a connection breaks off halfway
+        reason = str(error).partition("\n")[0]
         raise RavdessError(
-            f"RAVDESS could not be downloaded from {archive.url} ({error}): check the network, or give a folder that "
+            f"RAVDESS could not be downloaded from {archive.url} ({reason}): check the network, or give a folder that "
             "holds it with --data."
         ) from error
     # `datasets` checks no checksum itself, whatever its verification mode.

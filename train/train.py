@@ -261,8 +261,9 @@ def saving(folder):
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors each have their own
+        reason = str(error).partition("\n")[0]
         raise RunError(
-            f"{folder} could not be written ({str(error).splitlines()[0]}): make room there and give the same command again, "
+            f"{folder} could not be written ({reason}): make room there and give the same command again, "
             "which goes on from the last whole checkpoint."
         ) from error
 
