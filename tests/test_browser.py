@@ -168,7 +168,7 @@ def test_live_answers_follow_and_stopping_clears_them(page):
 def test_compares_recipes(page, tmp_path):
     soundfile.write(tmp_path / "clip.wav", make_voice(3.0), 16000)
     show(page, "Compare")
-    expect(page.locator(".card:visible")).to_contain_text("UAR 50.0 %")
+    expect(page.locator(".card:visible", has_text="ser-base")).to_contain_text("UAR 50.0 %")
     upload(page, "#compared", tmp_path / "clip.wav")
     expect_an_answer(page)
 

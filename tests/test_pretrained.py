@@ -28,7 +28,7 @@ model, info = AutoModelForAudioClassification.from_pretrained(
     checkpoint, trust_remote_code=True, output_loading_info=True
 )
 extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=True)
-logits = model.eval()(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits
+logits = model.eval()(**extractor(waveform, return_tensors="pt")).logits
 classifier = pipeline("audio-classification", model=checkpoint, trust_remote_code=True)
 print(json.dumps({
     "missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"]),
@@ -43,10 +43,11 @@ def test_loads_in_a_fresh_process(name, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     pipeline.model.save_pretrained(checkpoint)
     pipeline.feature_extractor.save_pretrained(checkpoint)
-    waveform = make_voice(2.5)
+    rate = pipeline.feature_extractor.sampling_rate
+    waveform = make_voice(2.5, rate=rate)
     np.save(tmp_path / "waveform.npy", waveform)
     with torch.inference_mode():
-        inputs = pipeline.feature_extractor(waveform, sampling_rate=16000, return_tensors="pt")
+        inputs = pipeline.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
         expected = pipeline.model(**inputs).logits[0]
 
     elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
