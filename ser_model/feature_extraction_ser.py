@@ -22,6 +22,9 @@ from .descriptors_ser import (
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
 MIN_DEVIATION_DB = 1.0
+# Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
+# without pauses is kept but for its quietest frames.
+NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
 
 
 class SerFeatureExtractor(SequenceFeatureExtractor):
@@ -49,8 +52,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         top_db (`float`, defaults to 80.0): Values further below the clip's loudest are raised to that floor.
         relative_level (`bool`, defaults to `True`): Scale each clip to peak 1 and count decibels from its loudest value,
             so that the recording's level changes nothing. Otherwise the level of the waveform is kept.
-        trim_db (`float`, *optional*, defaults to 30.0): Samples before the first and after the last that come
-            within this many decibels of the clip's peak are cut off. `None` keeps them.
+        trim_db (`float`, *optional*, defaults to 30.0): Frames before the first and after the last whose energy comes
+            within this many decibels of the loudest are cut off; in a noisy recording more of them (see
+            `is_heard`). `None` keeps them.
         max_frames (`int`, *optional*): What is heard of a longer clip: its first frames. `None` hears all.
         normalize (`str`, *optional*, defaults to `"utterance"`): `"utterance"` gives each feature of each clip mean 0
             and deviation 1; `"dataset"` subtracts `mean` and divides by `std`; `None` leaves features as they are.
@@ -150,8 +154,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
         Returns:
             `BatchFeature` with `input_features` (batch, num_frames, feature_size), float32, and `attention_mask`
-            (batch, num_frames), int64, 1 on frames of the clip and 0 on padding. A clip of n samples, after trimming,
-            has 1 + n // `hop_length` frames, `max_frames` at most; one for `"descriptors"`.
+            (batch, num_frames), int64, 1 on frames of the clip and 0 on padding. A clip of n samples has
+            1 + n // `hop_length` frames before trimming, `max_frames` at most; one for `"descriptors"`.
 
         Raises:
             `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform; `mean` and
@@ -178,7 +182,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _prepare(self, waveform) -> torch.Tensor:
-        """One waveform of any accepted kind, checked, trimmed, and scaled to peak 1 if wanted: (num_samples,)."""
+        """One waveform of any accepted kind, checked, from its first sound on, scaled to peak 1 if wanted: (num_samples,)."""
         waveform = torch.as_tensor(waveform).to(torch.float32)
         if waveform.ndim != 1:
             raise ValueError(
@@ -192,23 +196,39 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("The waveform contains NaN or infinite samples: check how it was decoded.")
         if peak == 0:
             return waveform
-        first, end = self.trimmed_span(waveform)
+        first, end = self._sounding_span(waveform)
         return waveform[first:end] / peak if self.relative_level else waveform[first:end]
+
+    def _sounding_span(self, waveform: torch.Tensor) -> tuple[int, int]:
+        """The first sample within `top_db` of the peak and the one after the last: silence around it moves no frame."""
+        if self.trim_db is None:
+            return 0, len(waveform)
+        is_sound = (waveform.abs() >= waveform.abs().max() * 10 ** (-self.top_db / 20)).numpy()
+        return int(is_sound.argmax()), len(is_sound) - int(is_sound[::-1].argmax())
 
     def trimmed_span(self, waveform) -> tuple[int, int]:
         """What is left of a waveform, (num_samples,), after trimming: its first sample and the one after its last."""
-        loudness = torch.as_tensor(waveform).abs()
+        waveform = torch.as_tensor(waveform).to(torch.float32)
         if self.trim_db is None:
-            return 0, len(loudness)
-        is_loud = (loudness >= loudness.max() * 10 ** (-self.trim_db / 20)).numpy()
-        return int(is_loud.argmax()), len(is_loud) - int(is_loud[::-1].argmax())
+            return 0, len(waveform)
+        first, end = self._sounding_span(waveform)
+        power = power_spectrum(waveform[None, first:end], self.window, self.hop_length)
+        mel_power = power @ self.mel_filters
+        heard = self.is_heard(mel_power, torch.ones(mel_power.shape[:2], dtype=torch.bool))[0].nonzero()
+        last = first + (int(heard[-1]) + 1) * self.hop_length
+        return first + int(heard[0]) * self.hop_length, min(last, end)
 
     def describe(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Features, cut and normalised, (batch, num_frames, feature_size), and their mask, from power spectra (batch,
         num_frames, n_fft // 2 + 1) of prepared waveforms (batch, num_samples) of `num_samples` (batch,) each.
         """
-        features, mask = self._raw_features(power, waveforms, num_samples, mask)
+        mel_power = power @ self.mel_filters
+        features = self._frame_features(power, mel_power, waveforms, num_samples, mask)
+        if self.trim_db is not None:
+            features, mask = _take(features, self.is_heard(mel_power, mask))
+        if self.feature_type == "descriptors":
+            features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
         if self.normalize == "utterance":
             features = _normalize_utterances(features, mask)
@@ -216,19 +236,38 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
         return features.masked_fill(~mask[..., None], self.padding_value), mask
 
-    def _raw_features(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
+    def is_heard(self, mel_power: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """
+        What trimming leaves of each clip: the frames from the first to the last whose energy comes within `trim_db` of
+        the loudest; of these again, from the first to the last that stand out of the noise, which is what the quietest
+        tenth of them holds.
+
+        Args:
+            mel_power: (batch, num_frames, num_mel_bins). mask: (batch, num_frames) bool.
+
+        Returns:
+            (batch, num_frames) bool.
+        """
+        energy = 10 * torch.log10(mel_power.sum(-1).clamp(min=1e-10)).masked_fill(~mask, -math.inf)
+        loudest = energy.amax(1, keepdim=True)
+        heard = _between(energy >= loudest - self.trim_db)
+        rank = ((heard.sum(1, keepdim=True) - 1) * NOISE_QUANTILE).long()
+        noise = energy.masked_fill(~heard, math.inf).sort(1).values.gather(1, rank) + NOISE_MARGIN_DB
+        return heard & _between(energy >= noise.minimum(loudest + MAX_NOISE_DB).maximum(loudest - self.trim_db))
+
+    def _frame_features(self, power, mel_power, waveforms, num_samples, mask) -> torch.Tensor:
         # The window of a last frame reaches past a shorter clip's end into padding, not the other way round, so the
         # frames under the mask are those of the clip alone.
-        mel = decibels(power @ self.mel_filters, mask, top_db=self.top_db, relative=self.relative_level)
+        mel = decibels(mel_power, mask, top_db=self.top_db, relative=self.relative_level)
         if self.feature_type == "log_mel":
-            return mel, mask
+            return mel
         mfcc = mel @ cosines(self.num_mfcc, self.num_mel_bins).T
         if self.feature_type == "mfcc":
-            return mfcc, mask
+            return mfcc
         frames = {"n_fft": self.n_fft, "hop_length": self.hop_length}
         crossings, energy = zero_crossing_rate(waveforms, num_samples, **frames), rms_energy(waveforms, **frames)
         if self.feature_type == "zcr_rms_mfcc":
-            return torch.cat([crossings, energy, mfcc], -1), mask
+            return torch.cat([crossings, energy, mfcc], -1)
         descriptors = [
             mfcc,
             deltas(mfcc, mask, order=1),
@@ -239,7 +278,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             crossings,
             energy,
         ]
-        return mean_over_time(torch.cat(descriptors, -1), mask)[:, None], mask[:, :1]
+        return torch.cat(descriptors, -1)
 
     def _chroma_filters(self) -> torch.Tensor:
         """(n_fft // 2 + 1, 12)"""
@@ -255,6 +294,20 @@ def _as_list(raw_speech) -> list:
         if not np.isscalar(raw_speech[0]):
             return list(raw_speech)
     return [raw_speech]
+
+
+def _between(chosen: torch.Tensor) -> torch.Tensor:
+    """(batch, num_frames) bool: from the first to the last that is chosen."""
+    count = chosen.long().cumsum(1)
+    return (count > 0) & (count - chosen.long() < count[:, -1:])
+
+
+def _take(features: torch.Tensor, heard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stretch of each clip that is heard, from frame 0 on, and its mask."""
+    num_frames = heard.sum(1, keepdim=True)  # (batch, 1)
+    step = torch.arange(heard.shape[1])[: num_frames.max()]
+    taken = (step + heard.long().argmax(1, keepdim=True)).clamp(max=heard.shape[1] - 1)
+    return features.gather(1, taken[..., None].expand(-1, -1, features.shape[2])), step < num_frames
 
 
 def _normalize_utterances(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_voice
+from train.augment import change
 from train.conditions import CONDITIONS
+from train.recipe import Variant
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +43,13 @@ def test_telephone_has_no_treble():
 
 def test_clipped_peaks_are_flat(voice):
     assert np.abs(apply("clipped peaks", voice)).max() == pytest.approx(np.abs(voice).max() / 4)
+
+
+def test_each_recording_outside_is_another(voice):
+    """As training hears a clip: what happens to it is drawn anew for each number, and the same each time."""
+    heard = [change(voice, 16000, Variant(outside=number), seed=1) for number in range(1, 17)]
+    np.testing.assert_array_equal(change(voice, 16000, Variant(outside=3), seed=1), heard[2])
+    assert len({waveform.tobytes() for waveform in heard}) >= 13  # one in eleven is left as it is
+    for waveform in heard:
+        assert waveform.dtype == np.float32 and np.isfinite(waveform).all()
+        assert np.correlate(waveform, voice, "full").max() > 0.3 * np.linalg.norm(waveform) * np.linalg.norm(voice)

@@ -145,14 +145,31 @@ def test_trims_like_a_listener(extractor, voice):
     np.testing.assert_allclose(extractor(quiet, sampling_rate=16000)["input_features"], loud, atol=1e-3)
 
 
-def test_says_what_trimming_leaves(extractor, voice):
-    loud = np.flatnonzero(np.abs(voice) >= 10 ** (-extractor.trim_db / 20) * np.abs(voice).max())
-    padded = np.concatenate([np.zeros(1234, np.float32), voice, np.zeros(99, np.float32)])
-    first, end = extractor.trimmed_span(padded)
-    assert (first, end) == (1234 + loud[0], 1234 + loud[-1] + 1)
-    num_frames = extractor(padded, sampling_rate=16000)["input_features"].shape[1]
-    assert num_frames == 1 + (end - first) // extractor.hop_length
-    assert SerFeatureExtractor(trim_db=None).trimmed_span(padded) == (0, len(padded))
+def test_trims_quiet_ends(extractor, voice):
+    hiss = 0.001 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    surrounded = np.concatenate([hiss, voice, hiss])
+    first, end = extractor.trimmed_span(surrounded)
+    spoken = np.flatnonzero(np.abs(voice) > 0.05)
+    np.testing.assert_allclose((first, end), 16000 + spoken[[0, -1]], atol=extractor.n_fft)
+    num_frames = extractor(surrounded, sampling_rate=16000)["input_features"].shape[1]
+    assert num_frames == (end - first) // extractor.hop_length
+    assert SerFeatureExtractor(trim_db=None).trimmed_span(surrounded) == (0, len(surrounded))
+
+
+@pytest.mark.parametrize("snr_db", [20, 10])
+def test_trims_noisy_ends(extractor, voice, snr_db):
+    """As it trims the same recording without the noise, but for a few hundredths of a second."""
+    padded = np.pad(voice, 16000)
+    noise = np.random.default_rng(0).standard_normal(len(padded)) * np.sqrt((padded**2).mean() / 10 ** (snr_db / 10))
+    clean = extractor.trimmed_span(padded)
+    noisy = extractor.trimmed_span((padded + noise).astype(np.float32))
+    np.testing.assert_allclose(noisy, clean, atol=4 * extractor.n_fft)
+
+
+def test_keeps_a_steady_sound_whole(extractor):
+    tone = np.sin(np.arange(16000) * 0.1).astype(np.float32)
+    first, end = extractor.trimmed_span(tone)
+    assert end - first > 15000
 
 
 def test_normalises_each_utterance(extractor, voice):

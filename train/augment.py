@@ -5,6 +5,7 @@ import soxr
 import torch
 import torchaudio.functional as F
 
+from .outside import add_noise, record_outside
 from .recipe import Augmentation, Variant
 
 
@@ -13,16 +14,18 @@ def change(waveform: np.ndarray, rate: int, variant: Variant, *, seed: int) -> n
     A waveform, (num_samples,) at `rate` hertz, as `variant` tells.
 
     Args:
-        seed: Of the noise, another one for each clip.
+        seed: Of noise and chance, another one for each clip.
     """
+    generator = np.random.default_rng([seed, variant.outside])
     waveform = change_speed(waveform, variant.speed)
     if variant.pitch_semitones:
         from librosa.effects import pitch_shift  # takes seconds to import
 
         waveform = pitch_shift(waveform, sr=rate, n_steps=variant.pitch_semitones)
     if variant.noise_snr_db is not None:
-        noise = torch.randn(len(waveform), generator=torch.Generator().manual_seed(seed))
-        waveform = F.add_noise(torch.from_numpy(waveform), noise, torch.tensor(variant.noise_snr_db)).numpy()
+        waveform = add_noise(waveform, generator, snr_db=variant.noise_snr_db, slope=0.0)
+    if variant.outside:
+        waveform = record_outside(waveform, rate, generator)
     return np.pad(waveform, (round(variant.shift_s * rate), 0))
 
 

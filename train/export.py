@@ -54,20 +54,20 @@ class WaveformClassifier(nn.Module):
         Returns:
             (batch, num_labels) float32, probabilities.
         """
-        waveform, lengths = self._trim(waveform, lengths)
+        waveform, lengths = self._prepare(waveform, lengths)
         mask = torch.arange(1 + waveform.shape[1] // self.extractor.hop_length)
         mask = mask < (1 + lengths // self.extractor.hop_length)[:, None]  # (batch, num_frames)
         features, mask = self.extractor.describe(self._power(waveform), waveform, lengths, mask)
         return self.network(features, mask.long(), return_dict=False)[0].softmax(-1)
 
-    def _trim(self, waveform, lengths):
-        """Each clip from the start of its row, without the silence at its ends and, if wanted, with peak 1; zeros after it."""
+    def _prepare(self, waveform, lengths):
+        """Each clip from the start of its row, from its first sound on and, if wanted, with peak 1; zeros after it."""
         position = torch.arange(waveform.shape[1])
         inside = position < lengths[:, None]
         loudness = waveform.abs().masked_fill(~inside, 0.0)
         peak = loudness.amax(1, keepdim=True)
         if self.extractor.trim_db is not None:
-            loud = (loudness >= peak * 10 ** (-self.extractor.trim_db / 20)) & inside
+            loud = (loudness >= peak * 10 ** (-self.extractor.top_db / 20)) & inside
             first = loud.int().argmax(1)
             lengths = waveform.shape[1] - loud.int().flip(1).argmax(1) - first
             waveform = waveform.gather(1, (position + first[:, None]).clamp(max=waveform.shape[1] - 1))

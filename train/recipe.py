@@ -16,6 +16,7 @@ class Variant:
     pitch_semitones: float = 0.0  # duration kept
     noise_snr_db: float | None = None  # white noise, so far below the clip's power
     shift_s: float = 0.0  # silence before it
+    outside: int = 0  # 1, 2, ...: recorded outside the studio (`outside.record_outside`), each number by other chances
 
 
 @dataclass(frozen=True)
