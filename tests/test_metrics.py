@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from train.metrics import EmotionMetric, confusion, expected_calibration_error, per_class, reliability, scores
+from train.metrics import (
+    EmotionMetric,
+    confusion,
+    expected_calibration_error,
+    fit_temperature,
+    per_class,
+    reliability,
+    scores,
+)
 
 
 def test_figures_by_hand():
@@ -45,3 +53,12 @@ def test_reports_of_classes():
     assert report["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert report["c"]["support"] == 0
     assert set(scores(probabilities, references)) == {"uar", "accuracy", "macro_f1", "weighted_f1", "ece"}
+
+
+def test_temperature_makes_confidence_right():
+    generator = np.random.default_rng(0)
+    truth = generator.dirichlet(np.full(8, 0.3), size=4000).clip(1e-4)
+    references = np.array([generator.choice(8, p=p / p.sum()) for p in truth])
+    boasting = truth**2 / (truth**2).sum(1, keepdims=True)
+    assert fit_temperature(boasting, references) == pytest.approx(2, rel=0.1)
+    assert fit_temperature(truth / truth.sum(1, keepdims=True), references) == pytest.approx(1, rel=0.1)

@@ -434,14 +434,24 @@ def test_validation_actors_choose_and_test_actors_stay_unheard(ravdess, recipe_f
         folds=[3],
         runs_dir=tmp_path,
         data_dir=str(ravdess),
+        seeds=[0, 1],
         held_out="validation",
         allow_incomplete=True,
     )
     assert len(result["folds"][0]["test_actors"]) == 4
+    assert [figures["seed"] for figures in result["seeds"]] == [0, 1]
+    assert result["mean"]["uar"] == pytest.approx(np.mean([figures["uar"] for figures in result["seeds"]]))
+    assert result["folds"][0]["uar"] == pytest.approx(result["mean"]["uar"])
+    assert 0.1 <= result["temperature"] <= 10
     assert not set(result["folds"][0]["test_actors"]) & set(FOLDS[3])
 
 
-@pytest.mark.parametrize("folds", ["0", "1,9", "x"])
+@pytest.mark.parametrize("folds", ["0", "1,9"])
 def test_refuses_folds_that_do_not_exist(folds, capsys):
     assert evaluate.main(["--protocol", "speaker-independent", "--folds", folds]) == 1
     assert "give some of 1,2,3,4,5" in capsys.readouterr().err
+
+
+def test_refuses_seeds_that_are_no_numbers(capsys):
+    assert evaluate.main(["--protocol", "speaker-independent", "--seed", "one"]) == 1
+    assert "--seed one: give whole numbers" in capsys.readouterr().err

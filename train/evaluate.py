@@ -27,14 +27,14 @@ def evaluate(
     folds: list[int],
     runs_dir: Path,
     data_dir: str | None = None,
-    seed: int = 0,
+    seeds: list[int],
     held_out: str = "test",
     allow_incomplete: bool = False,
     jobs: int = 1,
     conditions: list[str] | None = None,
 ) -> dict:
     """
-    Trains (or reads, where it is finished) one network a fold and scores it on the clips held out.
+    Trains (or reads, where it is finished) one network a fold and seed and scores it on the clips held out.
 
     Args:
         folds: Of speaker-independent; random-split has the one fold 1.
@@ -44,12 +44,15 @@ def evaluate(
         conditions: Names of `CONDITIONS` under which the held-out clips are scored once more.
 
     Returns:
-        The result as it is written to JSON: figures of each fold, their mean over folds, and, over the clips of all
-        folds together, figures by class, gender and intensity and the confusion matrix.
+        The result as it is written to JSON (see `report.summarise`).
     """
-    folders = {fold: runs_dir / f"{recipe.name}.{protocol}.{held_out}.seed-{seed}" / f"fold-{fold}" for fold in folds}
-    tasks = {
-        fold: functools.partial(
+    folders = [
+        (seed, fold, runs_dir / f"{recipe.name}.{protocol}.{held_out}.seed-{seed}" / f"fold-{fold}")
+        for seed in seeds
+        for fold in folds
+    ]
+    tasks = [
+        functools.partial(
             train,
             recipe,
             folder,
@@ -61,25 +64,26 @@ def evaluate(
             allow_incomplete=allow_incomplete,
             quiet=jobs > 1,
         )
-        for fold, folder in folders.items()
-    }
-    runs = {fold: task() for fold, task in tasks.items()} if jobs == 1 else _side_by_side(tasks, jobs)
-    result = summarise(runs, recipe, protocol=protocol, seed=seed, held_out=held_out)
+        for seed, fold, folder in folders
+    ]
+    runs = [task() for task in tasks] if jobs == 1 else _side_by_side(tasks, jobs)
+    result = summarise(runs, recipe, protocol=protocol, held_out=held_out)
     if conditions:
         data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
         paths = {Path(audio["path"]).stem: audio["path"] for audio in data["audio"]}
-        result["conditions"] = score_conditions({folders[f]: run for f, run in runs.items()}, paths, conditions)
+        by_folder = {folder: run for (_, _, folder), run in zip(folders, runs)}
+        result["conditions"] = score_conditions(by_folder, paths, conditions)
     return result
 
 
-def _side_by_side(tasks: dict, jobs: int) -> dict:
+def _side_by_side(tasks: list, jobs: int) -> list[dict]:
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=spawn, initializer=use_one_thread) as pool:
         # The first fold's process fills the feature cache that the others then read.
-        futures = {pool.submit(task): fold for fold, task in tasks.items()}
-        progress = tqdm.tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="fold")
-        runs = {futures[future]: future.result() for future in progress}
-    return {fold: runs[fold] for fold in tasks}
+        futures = [pool.submit(task) for task in tasks]
+        for future in tqdm.tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit="fold"):
+            future.result()  # a fold that fails is told at once
+    return [future.result() for future in futures]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
     parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
     parser.add_argument("--runs", default="runs", help="folder for the folds' networks (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", default="0", help="or several, as in 0,1,2, and the mean over them")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="folds side by side (default: %(default)s, the cores)"
     )
@@ -112,16 +116,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = recipes.load_recipe(options.recipe)
         folds = _parse_folds(options.folds, options.protocol)
+        seeds = _parse_numbers(options.seed, "--seed")
         result = evaluate(
             recipe,
             protocol=options.protocol,
             folds=folds,
             runs_dir=Path(options.runs),
             data_dir=options.data,
-            seed=options.seed,
+            seeds=seeds,
             held_out=options.held_out,
             allow_incomplete=options.allow_incomplete,
-            jobs=min(max(options.jobs, 1), len(folds)),
+            jobs=min(max(options.jobs, 1), len(folds) * len(seeds)),
             conditions=list(CONDITIONS) if "all" in (options.condition or []) else options.condition,
         )
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
@@ -146,13 +151,17 @@ def _command(options: argparse.Namespace) -> str:
 
 def _parse_folds(text: str | None, protocol: str) -> list[int]:
     possible = list(FOLDS) if protocol == "speaker-independent" else [1]
-    try:
-        folds = possible if text is None else [int(fold) for fold in text.split(",")]
-    except ValueError:
-        folds = [0]
+    folds = possible if text is None else _parse_numbers(text, "--folds")
     if not set(folds) <= set(possible):
         raise ValueError(f"--folds {text}: give some of {','.join(map(str, possible))}, separated by commas.")
     return folds
+
+
+def _parse_numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text}: give whole numbers, separated by commas.") from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import datasets
 import evaluate
 import numpy as np
+import scipy.optimize
+import scipy.special
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 
@@ -45,6 +47,16 @@ def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray
     """
     gaps = [abs(b["accuracy"] - b["confidence"]) * b["num_clips"] for b in reliability(probabilities, references)]
     return float(sum(gaps) / len(references))
+
+
+def fit_temperature(probabilities: np.ndarray, references: np.ndarray) -> float:
+    """What to divide the logarithms of probabilities by, so that their cross-entropy is least (Guo et al. 2017)."""
+    log_probabilities = np.log(np.maximum(probabilities, 1e-6))
+
+    def cross_entropy(temperature: float) -> float:
+        return -scipy.special.log_softmax(log_probabilities / temperature, 1)[range(len(references)), references].mean()
+
+    return float(scipy.optimize.minimize_scalar(cross_entropy, bounds=(0.1, 10), method="bounded").x)
 
 
 def reliability(probabilities: np.ndarray, references: np.ndarray, *, num_bins: int = 15) -> list[dict]:

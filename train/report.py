@@ -13,7 +13,7 @@ import numpy as np
 
 from ser_model.configuration_ser import EMOTIONS
 
-from .metrics import confusion, per_class, reliability, scores
+from .metrics import confusion, fit_temperature, per_class, reliability, scores
 from .ravdess import parse_name
 from .recipe import Recipe, available, load_recipe
 
@@ -25,49 +25,76 @@ def result_path(recipe_name: str, protocol: str) -> Path:
     return RESULTS / f"{recipe_name}.{protocol}.json"
 
 
-def summarise(runs: dict[int, dict], recipe: Recipe, *, protocol: str, seed: int, held_out: str) -> dict:
-    """The result file's content out of the folds' runs."""
+MEASURES = ("accuracy", "uar", "macro_f1", "weighted_f1", "ece")
+
+
+def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str) -> dict:
+    """
+    The result file's content out of finished runs, one a fold and seed.
+
+    Figures of a fold are means over the seeds, those of a seed means over the folds, but for the calibration error: it is
+    taken over a seed's clips of all folds together, since one fold has too few for its bins. Figures by class, gender and
+    intensity and the confusion matrix count each clip once a seed.
+    """
     labels = list(EMOTIONS)
-    by_fold = []
-    for fold, run in runs.items():
-        probabilities, references, _ = _predictions(run)
-        by_fold.append(
-            {
-                "fold": fold,
-                "test_actors": sorted({parse_name(clip)["actor"] for clip in run["clips"]}),
-                "num_clips": len(references),
-                **scores(probabilities, references),
-                "train_seconds": run["train_seconds"],
-            }
-        )
-    parts = [_predictions(run) for run in runs.values()]
-    probabilities, references = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    fields = [field for part in parts for field in part[2]]
-    any_run = next(iter(runs.values()))
-    measures = ("accuracy", "uar", "macro_f1", "weighted_f1", "ece")
-    return {
+    seeds, folds = (list(dict.fromkeys(run[name] for run in runs)) for name in ("seed", "fold"))
+    by_seed = [_seed_figures([run for run in runs if run["seed"] == seed]) for seed in seeds]
+    mean = _mean(by_seed)
+    probabilities, references, fields = _predictions(runs)
+    result = {
         "recipe": recipe.name,
         "protocol": protocol,
         "held_out": held_out,
-        "seed": seed,
-        "folds": by_fold,
-        "mean": {name: float(np.mean([fold[name] for fold in by_fold])) for name in measures},
-        "standard_deviation": {name: float(np.std([fold[name] for fold in by_fold])) for name in measures},
+        "seed": seeds[0],
+        "folds": [_fold_figures([run for run in runs if run["fold"] == fold]) for fold in folds],
+        "seeds": by_seed,
+        "mean": mean,
+        "standard_deviation_over_seeds": {name: float(np.std([s[name] for s in by_seed])) for name in MEASURES},
         "per_class": per_class(probabilities, references, labels),
         **{
             f"by_{field}": _by_field(probabilities, references, [f[field] for f in fields])
             for field in ("gender", "intensity")
         },
         "reliability": reliability(probabilities, references),
-        "curves": {fold: _curves(run["history"]) for fold, run in runs.items()},
+        "curves": {run["fold"] or 1: _curves(run["history"]) for run in runs if run["seed"] == seeds[0]},
         "confusion_matrix": confusion(probabilities, references, len(labels)),
         "labels": labels,
-        "model": {"num_parameters": any_run["num_parameters"], "num_bytes": any_run["num_bytes"]},
-        "train_seconds": round(sum(fold["train_seconds"] for fold in by_fold), 1),
+        "model": {"num_parameters": runs[0]["num_parameters"], "num_bytes": runs[0]["num_bytes"]},
+        "train_seconds": round(sum(run["train_seconds"] for run in runs), 1),
         "settings": recipe.to_dict(),
-        "versions": any_run["versions"],
-        "data_fingerprint": any_run["data_fingerprint"],
+        "versions": runs[0]["versions"],
+        "data_fingerprint": runs[0]["data_fingerprint"],
     }
+    if held_out == "validation":
+        fitted = fit_temperature(probabilities, references)
+        result["temperature"] = round(fitted * recipe.model.get("temperature", 1.0), 3)
+    return result
+
+
+def _fold_figures(runs: list[dict]) -> dict:
+    """Of one fold: the mean over its seeds."""
+    clips = runs[0]["clips"]
+    return {
+        "fold": runs[0]["fold"] or 1,
+        "test_actors": sorted({parse_name(clip)["actor"] for clip in clips}),
+        "num_clips": len(clips),
+        **_mean([_scores([run]) for run in runs]),
+        "train_seconds": round(sum(run["train_seconds"] for run in runs) / len(runs), 1),
+    }
+
+
+def _seed_figures(runs: list[dict]) -> dict:
+    """Of one seed: the mean over its folds."""
+    return {"seed": runs[0]["seed"], **_mean([_scores([run]) for run in runs]), "ece": _scores(runs)["ece"]}
+
+
+def _mean(figures: list[dict]) -> dict[str, float]:
+    return {name: float(np.mean([f[name] for f in figures])) for name in MEASURES}
+
+
+def _scores(runs: list[dict]) -> dict[str, float]:
+    probabilities, references, _ = _predictions(runs)
+    return scores(probabilities, references)
 
 
 def _curves(history: list[dict]) -> dict[str, list]:
@@ -79,10 +106,11 @@ def _curves(history: list[dict]) -> dict[str, list]:
     return {name: values[:: -(-len(values) // 50)] for name, values in points.items() if values}
 
 
-def _predictions(run: dict) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' fields."""
-    fields = [parse_name(clip) for clip in run["clips"]]
-    return np.array(run["probabilities"]), np.array([EMOTIONS.index(f["emotion"]) for f in fields]), fields
+def _predictions(runs: list[dict]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' fields, one run after the other."""
+    fields = [parse_name(clip) for run in runs for clip in run["clips"]]
+    probabilities = np.concatenate([np.array(run["probabilities"]) for run in runs])
+    return probabilities, np.array([EMOTIONS.index(f["emotion"]) for f in fields]), fields
 
 
 def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str]) -> dict[str, dict]:
@@ -175,6 +203,11 @@ def print_result(result: dict) -> None:
             f"{label:>10} {100 * figures['precision']:10.0f} {100 * figures['recall']:7.0f} {100 * figures['f1']:5.0f} "
             f"{figures['support']:6}"
         )
+    if len(result["seeds"]) > 1:
+        each = ", ".join(f"{100 * figures['uar']:.1f}" for figures in result["seeds"])
+        print(f"\nUAR of each seed: {each} %")
+    if "temperature" in result:
+        print(f"\nThese clips' confidence is right at the temperature {result['temperature']:.2f}.")
     if "conditions" in result:
         print(f"\n{'condition':>16} {'UAR %':>6} {'change':>7}")
         for name, figures in result["conditions"].items():
@@ -206,10 +239,14 @@ def recipes_table() -> str:
             _percents(unheard, "uar", "accuracy"),
             f"{measured['model']['num_parameters']:,}",
             f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
-            f"{minutes / sum(len(result['folds']) for result in results.values() if result):.0f} min",
+            f"{minutes / sum(_num_runs(result) for result in results.values() if result):.0f} min",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _num_runs(result: dict) -> int:
+    return len(result["folds"]) * len(result.get("seeds", [0]))
 
 
 def _read(path: Path) -> dict | None:
