@@ -30,6 +30,7 @@ def made_up_run(actors, seed):
     heard = np.eye(8)[[EMOTIONS.index(parse_name(clip)["emotion"]) for clip in clips]]
     probabilities = generator.dirichlet(np.ones(8), len(clips)) + 0.3 * heard
     return {
+        "seed": 0,
         "clips": clips,
         "probabilities": (probabilities / probabilities.sum(1, keepdims=True)).tolist(),
         "train_seconds": 60.0,
@@ -47,12 +48,12 @@ def results(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     recipe = load_recipe("ser-base")
     runs = {
-        "speaker-independent": {fold: made_up_run(actors, fold) for fold, actors in FOLDS.items()},
-        "random-split": {1: made_up_run((1, 2, 3), 9)},
+        "speaker-independent": [{**made_up_run(actors, fold), "fold": fold} for fold, actors in FOLDS.items()],
+        "random-split": [{**made_up_run((1, 2, 3), 9), "fold": None}],
     }
     results = {}
-    for protocol, folds in runs.items():
-        results[protocol] = summarise(folds, recipe, protocol=protocol, seed=0, held_out="test")
+    for protocol, of_protocol in runs.items():
+        results[protocol] = summarise(of_protocol, recipe, protocol=protocol, held_out="test")
         report.write_result(results[protocol], report.result_path("ser-base", protocol))
     return results
 

@@ -198,7 +198,11 @@ def _figures(results: dict[str, dict]) -> str:
     if result := results.get("speaker-independent"):
         recalls = ", ".join(f"{label} {100 * v['recall']:.0f}" for label, v in result["per_class"].items())
         genders = ", ".join(f"{gender} {100 * v['uar']:.1f}" for gender, v in result["by_gender"].items())
-        lines += ["", f"On people never heard: recall in per cent of {recalls}; UAR of {genders} voices."]
+        strengths = ", ".join(f"{intensity} {100 * v['uar']:.1f}" for intensity, v in result["by_intensity"].items())
+        lines += [
+            "",
+            f"On people never heard: recall in per cent of {recalls}; UAR of {genders} voices, of {strengths} intensity.",
+        ]
         if conditions := result.get("conditions"):
             changed = ", ".join(f"{condition} {100 * v['uar']:.1f}" for condition, v in conditions.items())
             lines += ["", f"The same people outside the studio, by simulation: UAR of {changed}."]
