@@ -95,10 +95,20 @@ class SerForAudioClassification(SerPreTrainedModel):
         )
         self.post_init()
 
-    def forward(self, input_features, attention_mask=None, labels=None, output_attentions=None, return_dict=None):
+    def forward(
+        self,
+        input_features,
+        attention_mask=None,
+        labels=None,
+        output_attentions=None,
+        return_dict=None,
+        divide_batch=False,
+    ):
         """
         Args:
             input_features, attention_mask, output_attentions: As in `SerModel`.
+            divide_batch: For training: of n members, each hears (and is judged by) the next nth part of the batch alone.
+                Members that learn from other clips at a time average better than those that learn from the same.
             labels: (batch,) int64, or (batch, num_labels) float, a distribution over the labels for each clip (which may
                 sum to the clip's weight instead of 1).
 
@@ -108,6 +118,8 @@ class SerForAudioClassification(SerPreTrainedModel):
             mean cross-entropy: each member learns by itself, since members that lean on each other average less well.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
+        if divide_batch:
+            return self._divided(input_features, attention_mask, labels)
         outputs = self.ser(input_features, attention_mask, output_attentions=output_attentions, return_dict=True)
         pooled = self.dropout(outputs.pooler_output)  # (batch, members, pooled_size)
         member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled.unbind(1))], 1)
@@ -119,3 +131,14 @@ class SerForAudioClassification(SerPreTrainedModel):
             loss = torch.stack(losses).mean()
         result = SequenceClassifierOutput(loss=loss, logits=logits, attentions=outputs.attentions)
         return result if return_dict else result.to_tuple()
+
+    def _divided(self, input_features, attention_mask, labels):
+        """`forward` with `divide_batch`: the loss, and each clip's logits by the member that heard it."""
+        batch = (input_features, attention_mask, labels)
+        parts = zip(*(x.tensor_split(len(self.classifiers)) for x in batch))
+        losses, logits = [], []
+        for member, classify, (features, mask, targets) in zip(self.ser.members, self.classifiers, parts):
+            _, pooled, _ = member(features, mask)
+            logits.append(classify(self.dropout(pooled)))
+            losses.append(nn.functional.cross_entropy(logits[-1], targets))
+        return SequenceClassifierOutput(loss=torch.stack(losses).mean(), logits=torch.cat(logits))

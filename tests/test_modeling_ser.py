@@ -186,3 +186,17 @@ def test_returns_tuples_on_request(tiny_model, batch):
     states, pooled, weights = tiny_model.ser(**batch[1], output_attentions=True, return_dict=False)
     assert len(attentions) == len(weights) == pooled.shape[1]
     assert states.shape[0] == 4
+
+
+def test_members_can_divide_a_batch(tiny_model):
+    """Each clip is judged by the one member that heard it."""
+    features, mask, labels = torch.randn(6, 40, 64), torch.ones(6, 40), torch.arange(6)
+    mask[1, 30:] = 0
+    both = tiny_model(features, mask, labels=labels, divide_batch=True)
+    first, second = tiny_model.ser.members
+    for member, classify, part in ((first, 0, slice(0, 3)), (second, 1, slice(3, 6))):
+        _, pooled, _ = member(features[part], mask[part])
+        torch.testing.assert_close(both.logits[part], tiny_model.classifiers[classify](pooled))
+    torch.testing.assert_close(both.loss, torch.nn.functional.cross_entropy(both.logits, labels))
+    both.loss.backward()
+    assert all(weight.grad is not None for weight in tiny_model.parameters())

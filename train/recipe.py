@@ -40,8 +40,8 @@ class Augmentation:
 class Training:
     """How the network is fitted, by AdamW (Adam, where `weight_decay` is 0)."""
 
-    num_epochs: int = 100
-    batch_size: int = 32
+    num_epochs: int = 100  # how often each member hears each clip
+    batch_size: int = 32  # clips that each member hears at a time
     learning_rate: float = 2e-3
     # cosine: one half; cosine-restarts: `num_cosines` of them; plateau: halved when the validation accuracy has not
     # risen for `plateau_epochs`; constant.

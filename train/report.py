@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_model.configuration_ser import EMOTIONS
+from ser_model.configuration_ser import EMOTIONS, SerConfig
 
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
 from .ravdess import parse_name
@@ -56,7 +56,7 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
             for field in ("gender", "intensity")
         },
         "reliability": reliability(probabilities, references),
-        "curves": {run["fold"] or 1: _curves(run["history"]) for run in runs if run["seed"] == seeds[0]},
+        "curves": {run["fold"] or 1: _curves(run["history"], recipe) for run in runs if run["seed"] == seeds[0]},
         "confusion_matrix": confusion(probabilities, references, len(labels)),
         "labels": labels,
         "model": {"num_parameters": runs[0]["num_parameters"], "num_bytes": runs[0]["num_bytes"]},
@@ -97,10 +97,11 @@ def _scores(runs: list[dict]) -> dict[str, float]:
     return scores(probabilities, references)
 
 
-def _curves(history: list[dict]) -> dict[str, list]:
+def _curves(history: list[dict], recipe: Recipe) -> dict[str, list]:
     """Points (epoch, value) of the loss on training clips and the accuracy on validation clips, at most 50 each."""
+    num_members = len(recipe.model.get("num_cepstra", SerConfig.num_cepstra))  # each hears a part of the Trainer's epoch
     points = {
-        name: [(round(entry["epoch"], 2), round(entry[key], 4)) for entry in history if key in entry]
+        name: [(round(entry["epoch"] / num_members, 2), round(entry[key], 4)) for entry in history if key in entry]
         for name, key in (("training loss", "loss"), ("validation accuracy", "eval_accuracy"))
     }
     return {name: values[:: -(-len(values) // 50)] for name, values in points.items() if values}

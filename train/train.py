@@ -194,12 +194,13 @@ class SerTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
         self.settings = settings
+        self.num_members = len(self.model.config.num_cepstra)
         self.drops_last = self.args.dataloader_drop_last
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        outputs = model(**self.augmentation(**inputs))
+        outputs = model(**self.augmentation(**inputs), divide_batch=self.num_members > 1)
         loss = outputs.loss + penalty(model, self.settings)
         return (loss, outputs) if return_outputs else loss
 
@@ -284,7 +285,11 @@ def make_trainer(
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
     metric = EmotionMetric(keep_in_memory=True)
-    steps_per_epoch = max(1, len(sets["train"]) // settings.batch_size)
+    # Each member hears a part of each batch: for as many clips a member, batches are larger and epochs more.
+    num_members = len(model.config.num_cepstra)
+    batch_size = min(settings.batch_size, max(2, len(sets["train"]) // num_members)) * num_members
+    num_epochs = settings.num_epochs * num_members
+    steps_per_epoch = max(1, len(sets["train"]) // batch_size)
     if settings.keep_best:
         looking = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
         looking["metric_for_best_model"] = "accuracy"
@@ -292,11 +297,11 @@ def make_trainer(
         # With validation clips there is a curve to look at; nothing is chosen by it while training. Checkpoints are ten,
         # where an epoch ends: there a resumed run draws the same random numbers as one that was not stopped.
         looking = {"eval_strategy": "steps" if len(sets["validation"]) else "no", "eval_steps": 0.1}
-        looking["save_steps"] = steps_per_epoch * max(1, settings.num_epochs // 10)
+        looking["save_steps"] = steps_per_epoch * max(1, num_epochs // 10)
     arguments = TrainingArguments(
         output_dir=str(output / CHECKPOINTS),
-        num_train_epochs=settings.num_epochs,
-        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=num_epochs,
+        per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=64,
         # Several processes share each of the recipe's batches, in one order that all of them draw: the steps stay the same.
         accelerator_config={"split_batches": True, "use_seedable_sampler": False},
@@ -306,7 +311,7 @@ def make_trainer(
         **SCHEDULES[settings.schedule](settings),
         max_grad_norm=settings.max_grad_norm,
         train_sampling_strategy="group_by_length",
-        dataloader_drop_last=len(sets["train"]) > settings.batch_size,  # a batch of one breaks batch normalisation
+        dataloader_drop_last=len(sets["train"]) > batch_size,  # a member's clip alone would break batch normalisation
         **looking,
         save_total_limit=2,
         logging_steps=0.02,
