@@ -134,7 +134,9 @@ class SerResidualEncoder(nn.Module):
     def forward(self, input_features, attention_mask):
         hidden_states = input_features if self.cepstrum is None else self.cepstrum(input_features)
         mask = attention_mask.to(hidden_states.dtype)
-        hidden_states = (hidden_states * mask[..., None]).transpose(1, 2)[:, :, None]  # (batch, channels, 1, num_frames)
+        hidden_states = (hidden_states * mask[..., None]).transpose(1, 2)[
+            :, :, None
+        ]  # (batch, channels, 1, num_frames)
         mask = mask[:, None, None]  # (batch, 1, 1, num_frames)
         for block in self.blocks:
             hidden_states, mask = block(hidden_states, mask)

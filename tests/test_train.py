@@ -169,6 +169,10 @@ def test_noise_or_mask_changes_each_clip_in_one_way():
 def test_every_variant_or_one_of_them():
     variants = [[np.full((2, 1), v, np.float32) for _ in range(3)] for v in (0, 1)]
     assert len(FeatureDataset(variants, [5, 6, 7])) == 3
+    longer = FeatureDataset([[np.arange(9)[:, None]]], [5], max_frames=4)
+    stretches = [longer[0]["input_features"][:, 0].tolist() for _ in range(50)]
+    assert all(stretch == list(range(stretch[0], stretch[0] + 4)) for stretch in stretches)
+    assert {stretch[0] for stretch in stretches} == set(range(6))
     every = FeatureDataset(variants, [5, 6, 7], every_variant=True)
     heard = [(int(clip["input_features"][0, 0]), clip["labels"]) for clip in (every[i] for i in range(len(every)))]
     assert heard == [(0, 5), (0, 6), (0, 7), (1, 5), (1, 6), (1, 7)]

@@ -99,9 +99,20 @@ def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """Clips for the Trainer; of one with several variants each, one is drawn anew each time, or all are heard."""
+    """
+    Clips for the Trainer; of one with several variants each, one is drawn anew each time, or all are heard; so is a stretch
+    of `max_frames` of a longer one.
+    """
 
-    def __init__(self, variants: list[list[np.ndarray]], labels: list[int], *, every_variant: bool = False):
+    def __init__(
+        self,
+        variants: list[list[np.ndarray]],
+        labels: list[int],
+        *,
+        every_variant: bool = False,
+        max_frames: int | None = None,
+    ):
+        self.max_frames = max_frames
         self.variants = [sum(variants, [])] if every_variant else variants
         self.labels = labels * len(variants) if every_variant else labels
 
@@ -110,7 +121,11 @@ class FeatureDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         variant = torch.randint(len(self.variants), ()).item() if len(self.variants) > 1 else 0
-        return {"input_features": self.variants[variant][index], "labels": self.labels[index]}
+        features = self.variants[variant][index]
+        if self.max_frames and len(features) > self.max_frames:
+            first = torch.randint(len(features) - self.max_frames + 1, ()).item()
+            features = features[first : first + self.max_frames]
+        return {"input_features": features, "labels": self.labels[index]}
 
 
 def collate(clips: list[dict]) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ class Augmentation:
 
     variants: tuple[Variant, ...] = (Variant(),)
     every_variant: bool = False  # each epoch hears a clip in every variant, instead of one drawn anew
+    max_frames: int | None = None  # of a longer clip this long a stretch is heard, drawn anew each time
     frequency_masks: int = 0  # SpecAugment: how many, and of how many bands at most
     frequency_mask_bands: int = 0
     time_masks: int = 0  # how many, and of what part of the clip at most

@@ -99,7 +99,9 @@ def _scores(runs: list[dict]) -> dict[str, float]:
 
 def _curves(history: list[dict], recipe: Recipe) -> dict[str, list]:
     """Points (epoch, value) of the loss on training clips and the accuracy on validation clips, at most 50 each."""
-    num_members = len(recipe.model.get("num_cepstra", SerConfig.num_cepstra))  # each hears a part of the Trainer's epoch
+    num_members = len(
+        recipe.model.get("num_cepstra", SerConfig.num_cepstra)
+    )  # each hears a part of the Trainer's epoch
     points = {
         name: [(round(entry["epoch"] / num_members, 2), round(entry[key], 4)) for entry in history if key in entry]
         for name, key in (("training loss", "loss"), ("validation accuracy", "eval_accuracy"))

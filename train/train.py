@@ -171,7 +171,8 @@ def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[i
         return FeatureDataset(chosen, [labels[i] for i in rows[part]], **options)
 
     judged = {part: clips(part, (recipes.Variant(),)) for part in rows if part != "train"}
-    return {"train": clips("train", augmentation.variants, every_variant=augmentation.every_variant), **judged}
+    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames}
+    return {"train": clips("train", augmentation.variants, **options), **judged}
 
 
 @torch.inference_mode()
