@@ -1,11 +1,14 @@
 import json
 
+import pytest
+
 from tests.conftest import make_result
 from train import report
 
 
-def test_readme_holds_the_measured_table():
-    assert f"{report.TABLE_BEGINS}\n{report.recipes_table()}\n{report.TABLE_ENDS}" in report.README.read_text()
+@pytest.mark.parametrize("name", report.BLOCKS)
+def test_readme_holds_the_measured_figures(name):
+    assert report.marked(name, report.BLOCKS[name]()) in report.README.read_text(encoding="utf-8")
 
 
 def test_table_takes_its_figures_from_the_result_files(tmp_path, monkeypatch):

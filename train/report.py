@@ -1,7 +1,7 @@
 """
 Results: the folds' predictions as one file of figures, two pictures and a table.
 
-`python -m train.report` writes the table of all recipes into README.md.
+`python -m train.report` writes them into README.md.
 """
 
 import json
@@ -219,7 +219,47 @@ def print_result(result: dict) -> None:
 
 
 README = Path(__file__).parents[1] / "README.md"
-TABLE_BEGINS, TABLE_ENDS = "<!-- recipes: python -m train.report -->", "<!-- end of recipes -->"
+
+
+def figures_of_ours() -> str:
+    """What `ser-base` reaches under both protocols, as Markdown."""
+    unheard, split = (_read(result_path("ser-base", protocol)) for protocol in ("speaker-independent", "random-split"))
+    measured = unheard or split
+    if measured is None:
+        return "`ser-base` is not measured yet."
+    model = measured["model"]
+    lines = [
+        f"| `ser-base`, {model['num_parameters']:,} parameters, {model['num_bytes'] / 1e6:.1f} MB | UAR | accuracy | macro F1 "
+        "| calibration error |",
+        "|---|---|---|---|---|",
+    ]
+    for result, title in (
+        (unheard, "people it has never heard (five folds of actors)"),
+        (split, "new clips of people it has heard (random 80/20 split)"),
+    ):
+        if result:
+            values = [_percents(result, measure) for measure in ("uar", "accuracy", "macro_f1", "ece")]
+            lines.append(f"| {title} | {' | '.join(values)} |")
+    return "\n".join(lines + (["", *_details(unheard)] if unheard else []))
+
+
+def _details(result: dict) -> list[str]:
+    """By seed, fold, emotion, gender and intensity, and outside the studio."""
+    seeds, folds = (", ".join(f"{100 * f['uar']:.1f}" for f in result[name]) for name in ("seeds", "folds"))
+    recalls = ", ".join(f"{label} {100 * figures['recall']:.0f}" for label, figures in result["per_class"].items())
+    groups = [
+        f"{group} {100 * figures['uar']:.1f}"
+        for field in ("by_gender", "by_intensity")
+        for group, figures in result[field].items()
+    ]
+    lines = [
+        f"On people never heard, in per cent: UAR by seed {seeds}; by fold {folds}; recall of {recalls}; UAR of voices "
+        f"and intensities: {', '.join(groups)}.",
+    ]
+    if conditions := result.get("conditions"):
+        changed = ", ".join(f"{name} {100 * figures['uar']:.1f}" for name, figures in conditions.items())
+        lines.append(f"The same clips outside the studio, by simulation: UAR of {changed}.")
+    return lines
 
 
 def recipes_table() -> str:
@@ -260,12 +300,22 @@ def _percents(result: dict | None, *measures: str) -> str:
     return ", ".join(f"{100 * result['mean'][measure]:.1f} %" for measure in measures) if result else "not measured"
 
 
+# What stands in README between these two comments for each.
+BLOCKS = {"ser-base": figures_of_ours, "recipes": recipes_table}
+
+
+def marked(name: str, content: str) -> str:
+    return f"<!-- {name}: python -m train.report -->\n{content}\n<!-- end of {name} -->"
+
+
 def main() -> int:
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(TABLE_BEGINS)
-    _, after = rest.split(TABLE_ENDS)
+    for name, write in BLOCKS.items():
+        begins, ends = marked(name, "\0").split("\n\0\n")
+        before, rest = text.split(begins)
+        text = before + marked(name, write()) + rest.split(ends)[1]
     partial = README.with_suffix(".partial")
-    partial.write_text(f"{before}{TABLE_BEGINS}\n{recipes_table()}\n{TABLE_ENDS}{after}", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, README)
     return 0
 

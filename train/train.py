@@ -124,6 +124,7 @@ def train(
     rows = split_rows(data, recipe, protocol=protocol, fold=fold, seed=seed)
     if held_out == "test" and recipe.refit:
         rows["train"] = np.concatenate([rows["train"], rows["validation"]])
+        rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
     sets = make_sets(recipe.augmentation, features, data["emotion"], rows)
     names = data.features["emotion"].names
