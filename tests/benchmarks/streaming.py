@@ -5,8 +5,8 @@ For clips strung together, actor by actor (a made voice where no data is given),
 pipeline on the last 4 s and from `SerStream`, and by how much their probabilities differ. Then, what reuse from one answer to
 the next could save at best, and what it would change:
 
-- Features: frames begin at the first loud sample of a window, so those of the window before fit only where that sample is the
-  same. Held on a grid of their own instead, they change the answer: by how much is printed.
+- Features: frames begin with the window, whose ends they take for silence. Held on a grid of the whole recording instead,
+  they change the answer: by how much is printed.
 - Convolutions: what lies within their reach of either edge changes with every step, whatever the normalisation does; printed
   is what they cost on those frames alone.
 """
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ser_model.audio import read_audio, resample
+from ser_model.descriptors_ser import power_spectrum
 from ser_model.pipeline_ser import WINDOW_S, is_silent
 from ser_model.scoring import load_quietly
 from ser_model.streaming import SerStream
@@ -28,7 +29,7 @@ from .profiling import cpu_ms, module_ms
 
 RATE, FED_RATE = 16000, 48000
 ACTORS, NUM_CLIPS = range(1, 25), 10
-CONVOLUTIONS = ("Conv1d", "BatchNorm1d", "ReLU")
+CONVOLUTIONS = ("Conv2d", "BatchNorm2d", "ReLU")
 
 
 def recordings(data: str | None) -> list[np.ndarray]:
@@ -51,6 +52,9 @@ def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
     """Both ways on one recording, a dict an answer."""
     stream, rows, piece = SerStream(classifier, sampling_rate=FED_RATE, every_s=every_s), [], round(every_s * FED_RATE)
     heard = resample(sound, FED_RATE, RATE)
+    power = power_spectrum(
+        torch.from_numpy(heard)[None], classifier.feature_extractor.window, classifier.feature_extractor.hop_length
+    )
     for end in range(piece, len(sound) + 1, piece):
         started = time.process_time()
         answers = stream.feed(sound[end - piece : end])
@@ -64,8 +68,7 @@ def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
             classifier({"array": sound[max(0, end - round(WINDOW_S * FED_RATE)) : end], "sampling_rate": FED_RATE})
             pipeline_ms = 1000 * (time.process_time() - started)
             offline = classifier(window, timeline=True)
-            grid = on_a_grid(classifier, window)
-            first, _ = classifier.feature_extractor.trimmed_span(window)
+            grid = on_a_grid(classifier, power, start)
             rows.append(
                 {
                     "stream_ms": stream_ms,
@@ -73,7 +76,6 @@ def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
                     "stream_differs": difference(answer["scores"], offline["scores"]),
                     "grid_differs": difference(grid, offline["scores"]),
                     "grid_other_label": max(grid, key=grid.get) != offline["label"],
-                    "first_loud": start + first,
                 }
             )
     return rows
@@ -83,16 +85,15 @@ def difference(scores: dict, others: dict) -> float:
     return max(abs(scores[label] - others[label]) for label in scores)
 
 
-def on_a_grid(classifier, window: np.ndarray) -> dict:
-    """The answer with frames that begin at a multiple of their distance, as a grid that is kept would have them."""
-    extractor = classifier.feature_extractor
-    first, end = extractor.trimmed_span(window)
-    first = min(round(first / extractor.hop_length) * extractor.hop_length, end - 1)
-    trimming, extractor.trim_db = extractor.trim_db, None
-    try:
-        return classifier(window[first:end], timeline=True)["scores"]
-    finally:
-        extractor.trim_db = trimming
+@torch.inference_mode()
+def on_a_grid(classifier, power: torch.Tensor, start: int) -> dict:
+    """The answer for the window at sample `start` from frames of the whole recording, those next to the window's own."""
+    extractor, model = classifier.feature_extractor, classifier.model
+    first = round(start / extractor.hop_length)
+    power = power[:, first : first + 1 + round(WINDOW_S * RATE) // extractor.hop_length]
+    features, mask = extractor.describe(power, None, None, torch.ones(power.shape[:2], dtype=torch.bool))
+    probabilities = model(features, mask).logits.softmax(-1)[0].tolist()
+    return {model.config.id2label[i]: p for i, p in enumerate(probabilities)}
 
 
 def reach(config) -> int:
@@ -110,7 +111,9 @@ def print_bounds(classifier) -> None:
     extractor, model = classifier.feature_extractor, classifier.model
     waveform = torch.from_numpy(make_voice(WINDOW_S))
     whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
-    mel_ms = cpu_ms(lambda: mel_power(extractor, waveform))
+    mel_ms = cpu_ms(
+        lambda: power_spectrum(waveform[None], extractor.window, extractor.hop_length) @ extractor.mel_filters
+    )
     print(f"features of a window: {whole_ms:.2f} ms, of which mel power, which a grid could keep: {mel_ms:.2f} ms")
     num_frames = 1 + len(waveform) // extractor.hop_length
     least = min(num_frames, 4 * reach(model.config))
@@ -126,18 +129,6 @@ def print_bounds(classifier) -> None:
     )
 
 
-def mel_power(extractor, waveform: torch.Tensor) -> torch.Tensor:
-    spectrum = torch.stft(
-        waveform,
-        extractor.n_fft,
-        extractor.hop_length,
-        window=extractor.window,
-        pad_mode="constant",
-        return_complex=True,
-    )
-    return (spectrum.real.square() + spectrum.imag.square()).T @ extractor.mel_filters
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.streaming", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -145,11 +136,9 @@ def main() -> None:
     parser.add_argument("--every-s", type=float, default=0.5, help="(default: %(default)s)")
     options = parser.parse_args()
     classifier = load_quietly("ser-base")
-    rows, moved = [], []
+    rows = []
     for sound in recordings(options.data):
-        answers = compare(classifier, sound, options.every_s)
-        moved += [one["first_loud"] != other["first_loud"] for one, other in zip(answers, answers[1:])]
-        rows += answers
+        rows += compare(classifier, sound, options.every_s)
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     print(f"{len(rows)} answers, one every {options.every_s:g} s")
     print(
@@ -160,8 +149,7 @@ def main() -> None:
     )
     print(
         f"features kept on a grid: probabilities within {values['grid_differs'].max():.2f} (95 of 100: "
-        f"{np.quantile(values['grid_differs'], 0.95):.3f}), another label in {values['grid_other_label'].mean():.1%}; "
-        f"kept where the first loud sample stays: it moves in {np.mean(moved):.0%} of the steps"
+        f"{np.quantile(values['grid_differs'], 0.95):.3f}), another label in {values['grid_other_label'].mean():.1%}"
     )
     print_bounds(classifier)
 
