@@ -309,8 +309,8 @@ LIMITS = """
 ### What it cannot do
 
 It was trained on 24 North American actors who say two sentences with an emotion they were told to act. Other languages,
-real conversations, children, noise and telephones are outside of what was measured. It hears how a voice sounds, not what
-a person feels: do not use it to judge people, in hiring, policing, medicine, insurance, at work or at school.
+real conversations and children are outside of what was measured; noise, rooms and telephones were only simulated. It hears
+how a voice sounds, not what a person feels: do not use it to judge people, in hiring, policing, medicine, insurance, at work or at school.
 
 ### Licence and citation
 

@@ -63,8 +63,8 @@ they were told to act, and was trained further on recordings of its author's own
 Whatever is not among those recordings is outside of what was measured.
 {%- else -%}
 It was trained on 24 North American actors who {{ acts }} two sentences with an emotion they were told to act. It is for
-research, teaching and play. Other languages, real conversations, children, noise and telephones are outside of what it was
-trained on.
+research, teaching and play. Other languages, real conversations and children are outside of what it was trained on; noise,
+rooms and telephones it knows by simulation at most.
 {%- endif %} What it hears is how a voice sounds, not what a person feels: do not use it to judge people, in hiring,
 policing, medical decisions, insurance, at work or at school. The European Union's AI Act forbids emotion recognition at
 work and in education, but for medical or safety reasons (Article 5), and elsewhere counts it among the uses of high risk

@@ -71,6 +71,8 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
     measured = load_results().get(checkpoint, {}) if checkpoint in available() else {}
     if "speaker-independent" in measured:
         about["uar"] = measured["speaker-independent"]["mean"]["uar"]
+        if noisy := measured["speaker-independent"].get("conditions", {}).get("noise 10 dB"):
+            about["uar_in_noise"] = noisy["uar"]
     about |= {"min_duration_s": MIN_DURATION_S, "unsure_below": UNSURE_BELOW}
     _write(folder / "model.json", json.dumps(about).encode())
 

@@ -197,9 +197,11 @@ function acceptInput() {
 try {
   await load();
   if (about.uar) {
+    const outOf100 = (share) => (100 * share).toFixed(0);
+    const noisy = about.uar_in_noise ? `, and ${outOf100(about.uar_in_noise)} times amid loud noise` : "";
     byId("quality").textContent =
-      `With actors it has never heard, in a quiet studio, it is right ${(100 * about.uar).toFixed(0)} times out of 100, ` +
-      `averaged over the emotions (chance: ${(100 / about.labels.length).toFixed(1)}). In noise it is far worse.`;
+      `With actors it has never heard, it is right ${outOf100(about.uar)} times out of 100 in a quiet studio${noisy}, ` +
+      `averaged over the emotions (chance: ${(100 / about.labels.length).toFixed(1)}).`;
   }
   show("Nothing heard yet", "Record a few seconds of speech, or choose a file.");
   acceptInput();
