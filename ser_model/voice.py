@@ -1,0 +1,104 @@
+"""Whether there is a voice in a sound: Silero's voice detector, by the weights in the wheel of `silero-vad`."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from .audio import AudioError, resample
+
+RATE_HZ = 16_000
+CHUNK_SIZE = 512  # samples, 32 ms: what the detector gives one probability for
+CONTEXT_SIZE = 64  # samples before a chunk that it hears as well
+THRESHOLD = 0.5
+# So much of a window must be voice, all in all: of a short one, a part.
+VOICE_S, VOICE_SHARE = 0.25, 0.25
+# What is shorter says too little to the detector to be refused.
+MIN_DURATION_S = 0.1
+# Most windows with a voice have it where they are loudest; the others are heard through.
+LOUD_BEFORE_S, LOUD_S = 0.3, 1.0
+
+
+class NoVoiceError(AudioError):
+    """A recording can be read, and there is no voice in it."""
+
+
+class VoiceDetector(nn.Module):
+    """
+    The network of silero-vad 6 for 16 kHz. Its own package hears chunk by chunk; here the chunks of a window go through
+    the convolutions together, which takes a tenth of the time.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stft_conv = nn.Conv1d(1, 258, kernel_size=256, stride=128, bias=False)
+        self.conv1 = nn.Conv1d(129, 128, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(128, 64, kernel_size=3, stride=2, padding=1)
+        self.conv3 = nn.Conv1d(64, 64, kernel_size=3, stride=2, padding=1)
+        self.conv4 = nn.Conv1d(64, 128, kernel_size=3, padding=1)
+        self.lstm = nn.LSTM(128, 128, batch_first=True)
+        self.final_conv = nn.Conv1d(128, 1, kernel_size=1)
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """(num_samples,) at `RATE_HZ` -> (num_chunks,), the probability of a voice in each chunk."""
+        padded = F.pad(waveform, (CONTEXT_SIZE, -len(waveform) % CHUNK_SIZE))
+        chunks = padded.unfold(0, CONTEXT_SIZE + CHUNK_SIZE, CHUNK_SIZE).unsqueeze(1)  # (num_chunks, 1, num_samples)
+        real, imaginary = self.stft_conv(F.pad(chunks, (0, 64), mode="reflect")).chunk(2, dim=1)
+        hidden = (real**2 + imaginary**2).sqrt()  # (num_chunks, 129, 4)
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            hidden = conv(hidden).relu()
+        hidden = self.lstm(hidden.squeeze(-1).unsqueeze(0))[0].relu()  # (1, num_chunks, 128)
+        return self.final_conv(hidden.mT).sigmoid()[0, 0]
+
+
+@functools.cache
+def load_detector() -> VoiceDetector | None:
+    """`None` where `silero-vad` is not installed. The package is not imported: it would set PyTorch to one thread."""
+    package = importlib.util.find_spec("silero_vad")
+    if package is None:
+        return None
+    weights = load_file(Path(package.origin).parent / "data" / "silero_vad_16k.safetensors")
+    # Its single LSTM cell has the names of a layer of `nn.LSTM` but for the ending.
+    renamed = {
+        name.replace("lstm_cell.", "lstm.") + ("_l0" if "lstm" in name else ""): w for name, w in weights.items()
+    }
+    detector = VoiceDetector()
+    detector.load_state_dict(renamed)
+    return detector.eval()
+
+
+def has_voice(waveform: np.ndarray, sampling_rate: int) -> bool:
+    """
+    Whether there is a voice, spoken or sung, in (num_samples,) of mono sound that is not silent; of any loudness. Always
+    so in less than `MIN_DURATION_S`, and where `silero-vad` is not installed.
+    """
+    detector = load_detector()
+    if detector is None or len(waveform) < MIN_DURATION_S * sampling_rate:
+        return True
+    if sampling_rate != RATE_HZ:
+        waveform = resample(waveform, sampling_rate, RATE_HZ)
+    waveform = waveform - waveform.mean()
+    waveform /= np.abs(waveform).max()
+    enough_s = min(VOICE_S, VOICE_SHARE * len(waveform) / RATE_HZ)
+    parts = (_loudest(waveform), waveform) if len(waveform) > LOUD_S * RATE_HZ else (waveform,)
+    return any(_voice_s(detector, part) >= enough_s for part in parts)
+
+
+@torch.inference_mode()
+def _voice_s(detector: VoiceDetector, waveform: np.ndarray) -> float:
+    probabilities = detector(torch.from_numpy(waveform))
+    return float((probabilities >= THRESHOLD).sum()) * CHUNK_SIZE / RATE_HZ
+
+
+def _loudest(waveform: np.ndarray) -> np.ndarray:
+    """`LOUD_S` of a longer waveform, from `LOUD_BEFORE_S` before its loudest chunk if its end is far enough."""
+    num_chunks, size = len(waveform) // CHUNK_SIZE, round(LOUD_S * RATE_HZ)
+    energies = np.square(waveform[: num_chunks * CHUNK_SIZE]).reshape(num_chunks, CHUNK_SIZE).sum(1)
+    start = energies.argmax() * CHUNK_SIZE - round(LOUD_BEFORE_S * RATE_HZ)
+    start = max(0, min(start, len(waveform) - size))
+    return waveform[start : start + size]
