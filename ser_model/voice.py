@@ -12,6 +12,7 @@ from torch import nn
 
 from .audio import AudioError, resample
 
+WEIGHTS = "silero_vad_16k.safetensors"
 RATE_HZ = 16_000
 CHUNK_SIZE = 512  # samples, 32 ms: what the detector gives one probability for
 CONTEXT_SIZE = 64  # samples before a chunk that it hears as well
@@ -64,12 +65,14 @@ class VoiceDetector(nn.Module):
 def load_detector() -> VoiceDetector | None:
     """`None` where `silero-vad` is not installed. The package is not imported: it would set PyTorch to one thread."""
     package = importlib.util.find_spec("silero_vad")
-    if package is None:
+    folders = package.submodule_search_locations if package else []
+    path = next((path for folder in folders if (path := Path(folder, "data", WEIGHTS)).exists()), None)
+    if path is None:
         return None
-    weights = load_file(Path(package.origin).parent / "data" / "silero_vad_16k.safetensors")
-    # Its single LSTM cell has the names of a layer of `nn.LSTM` but for the ending.
+    # Its LSTM cell is the only layer of an `nn.LSTM`.
     renamed = {
-        name.replace("lstm_cell.", "lstm.") + ("_l0" if "lstm" in name else ""): w for name, w in weights.items()
+        name.replace("lstm_cell.", "lstm.") + ("_l0" if "lstm" in name else ""): weight
+        for name, weight in load_file(path).items()
     }
     detector = VoiceDetector()
     detector.load_state_dict(renamed)
@@ -78,8 +81,7 @@ def load_detector() -> VoiceDetector | None:
 
 def has_voice(waveform: np.ndarray, sampling_rate: int) -> bool:
     """
-    Whether there is a voice, spoken, sung or screamed, in (num_samples,) of mono sound that is not silent; of any
-    loudness. Always so in less than `MIN_DURATION_S`, and where `silero-vad` is not installed.
+    Whether there is a voice, spoken, sung or screamed, in (num_samples,) of mono sound, of any loudness. Always so in less than `MIN_DURATION_S`, and where `silero-vad` is not installed.
     """
     detector = load_detector()
     if detector is None or len(waveform) < MIN_DURATION_S * sampling_rate:
@@ -87,10 +89,10 @@ def has_voice(waveform: np.ndarray, sampling_rate: int) -> bool:
     if sampling_rate != RATE_HZ:
         waveform = resample(waveform, sampling_rate, RATE_HZ)
     waveform = waveform - waveform.mean()
-    waveform /= np.abs(waveform).max()
     energies = _energies(waveform)
-    if energies.max() < 10 ** (STEADY_DB / 10) * energies.min():
+    if energies.max() <= 10 ** (STEADY_DB / 10) * energies.min():
         return False
+    waveform /= np.abs(waveform).max()
     enough_s = min(VOICE_S, VOICE_SHARE * len(waveform) / RATE_HZ)
     return (
         _voice_s(detector, _loudest(waveform, energies)) >= enough_s

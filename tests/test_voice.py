@@ -24,6 +24,10 @@ def test_faint_hiss_does_not_make_a_voice(kind):
     assert not has_voice(hiss, RATE)
 
 
+def test_silence_has_no_voice():
+    assert not has_voice(np.zeros(RATE, np.float32), RATE)
+
+
 @pytest.mark.parametrize(("duration_s", "rate"), [(0.3, 16000), (1.0, 22050), (4.0, 16000), (6.0, 48000)])
 @pytest.mark.parametrize("gain", [0.001, 1.0, 100.0])
 def test_hears_a_voice_of_any_length_and_loudness(duration_s, rate, gain):
