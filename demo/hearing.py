@@ -10,7 +10,8 @@ import torch
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError, read_blocks
-from ser_model.pipeline_ser import WINDOW_S, is_silent
+from ser_model.pipeline_ser import WINDOW_S
+from ser_model.voice import NoVoiceError
 
 MAX_DURATION_S = 30 * 60  # a recording is held in memory while its picture is drawn
 # Below this probability the page says "unsure" and names the best guess.
@@ -22,15 +23,17 @@ class Hearing:
     """
     waveform: (num_samples,) float32, mono.
     rate: Its samples a second.
-    answer: As `SerPipeline` gives it with `timeline=True`; `None` for silence.
+    answer: As `SerPipeline` gives it with `timeline=True`; `None` if there is no voice.
     attention: (num_points,) over the whole recording, how many times more than evenly the network listened there (0
         where it did not look: silence at a window's ends); `None` if it has no attention over time.
+    no_answer: The sentence that says why there is none.
     """
 
     waveform: np.ndarray
     rate: int
     answer: dict | None
     attention: np.ndarray | None
+    no_answer: str = ""
 
     @property
     def duration_s(self) -> float:
@@ -54,9 +57,10 @@ def hear(classifier: SerPipeline, path: str, *, progress: Progress = _no_progres
     """
     rate = classifier.feature_extractor.sampling_rate
     waveform = read(path, rate)
-    if is_silent(waveform):
-        return Hearing(waveform, rate, None, None)
-    answer = score(classifier, waveform, progress=progress)
+    try:
+        answer = score(classifier, waveform, progress=progress)
+    except NoVoiceError as error:
+        return Hearing(waveform, rate, None, None, str(error))
     return Hearing(
         waveform, rate, answer, attention_over_time(classifier, waveform, answer["windows"], progress=progress)
     )

@@ -42,7 +42,7 @@ def color(label: str) -> str:
 def name(label: str | None) -> str:
     """An emotion as the page writes it everywhere."""
     if label is None:
-        return '<span class="name">– silence</span>'
+        return '<span class="name">– no speech</span>'
     return f'<span class="name"><span class="glyph" aria-hidden="true">{glyph(label)}</span> {escape(label)}</span>'
 
 
@@ -50,10 +50,10 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def headline(answer: dict | None, *, silent: bool = False, waiting: str = "") -> str:
+def headline(answer: dict | None, *, no_answer: str = "", waiting: str = "") -> str:
     """The answer in words; what to do while there is none, or that there is nothing to hear."""
-    if silent:
-        return _headline("🔇", "No speech heard", "It is silent.")
+    if no_answer:
+        return _headline("🔇", "No speech heard", escape(no_answer))
     if answer is None:
         return _headline("🎙️", "Nothing heard yet", escape(waiting))
     label, confidence = answer["label"], percent(answer["score"])
@@ -94,7 +94,7 @@ def recording(hearing: Hearing | None, labels: list[str]) -> str:
     windows = hearing.answer["windows"] if hearing.answer else []
     if len(windows) > 1:
         rows += over_time_rows(windows, labels, hearing.duration_s)
-    caption = "" if hearing.answer else "Silence: there was nothing to listen to."
+    caption = hearing.no_answer
     if hearing.answer and hearing.attention is None:
         caption = "This network has no attention over time."
     elif hearing.answer:

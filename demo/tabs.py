@@ -11,9 +11,10 @@ import numpy as np
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError, read_audio
-from ser_model.pipeline_ser import WINDOW_S, is_silent
+from ser_model.pipeline_ser import WINDOW_S
 from ser_model.pretrained import available
 from ser_model.scoring import load_quietly
+from ser_model.voice import NoVoiceError
 
 from . import pictures
 from .hearing import MAX_DURATION_S, hear, read, score
@@ -56,7 +57,7 @@ def analyse_tab(classifier: SerPipeline) -> None:
             hearing = hear(classifier, audio, progress=progress.tqdm)
         answer = hearing.answer
         return (
-            pictures.headline(answer, silent=answer is None),
+            pictures.headline(answer, no_answer=hearing.no_answer),
             pictures.bars(labels, answer and answer["scores"]),
             pictures.recording(hearing, labels),
             pictures.windows_table(answer["windows"] if answer else []),
@@ -115,10 +116,14 @@ def live_tab(classifier: SerPipeline) -> None:
         now_s = time.monotonic() - heard["since"]
         if len(heard["waveform"]) < MIN_LIVE_S * rate or now_s < heard["answered_s"] + ANSWER_EVERY_S:
             return gr.skip(), gr.skip(), gr.skip(), heard
-        answer = None if is_silent(heard["waveform"]) else score(classifier, heard["waveform"])
+        answer, no_answer = None, ""
+        try:
+            answer = score(classifier, heard["waveform"])
+        except NoVoiceError as error:
+            no_answer = str(error)
         _remember(heard, answer, now_s)
         return (
-            pictures.headline(answer, silent=answer is None),
+            pictures.headline(answer, no_answer=no_answer),
             pictures.bars(labels, answer and answer["scores"]),
             pictures.over_time(heard["windows"], labels),
             heard,

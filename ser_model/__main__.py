@@ -37,7 +37,7 @@ def _run(paths: list[str], options: argparse.Namespace) -> int:
     if options.output and os.path.isdir(options.output):
         raise ValueError(f"{options.output} is a folder: give --output the name of a file.")
     path = Path(f"{options.output}.journal") if options.output and len(paths) > 1 else None
-    journal = Journal(path, {"model": options.model, "timeline": options.timeline})
+    journal = Journal(path, {name: getattr(options, name) for name in ("model", "timeline", "any_sound")})
     try:
         _score(paths, journal, options)
         write_results(
@@ -74,6 +74,7 @@ def _score(paths: list[str], journal: Journal, options: argparse.Namespace) -> N
             left,
             model=options.model,
             device=options.device,
+            voice_only=not options.any_sound,
             workers=options.workers,
             on_window=(lambda heard_s: bar.update(heard_s - bar.n)) if one_file else None,
         )
@@ -101,6 +102,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, help="(default: as the output's name ends, else text)")
     parser.add_argument("--output", help="write there instead of to the terminal; a run that was stopped goes on")
     parser.add_argument("--timeline", action="store_true", help="also the emotion of each few seconds")
+    parser.add_argument("--any-sound", action="store_true", help="an answer for what is no voice, too")
     parser.add_argument("--workers", type=_count, default=1, help="files scored side by side (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(arguments)

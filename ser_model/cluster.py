@@ -17,8 +17,8 @@ FILES_AT_ONCE = 16
 class Scorer:
     """What each worker keeps: one classifier."""
 
-    def __init__(self, model: str):
-        self.pipeline = load_quietly(model)
+    def __init__(self, model: str, voice_only: bool):
+        self.pipeline = load_quietly(model, voice_only=voice_only)
         self.labels = list(self.pipeline.model.config.id2label.values())
 
     def __call__(self, batch: dict) -> dict:
@@ -29,7 +29,7 @@ class Scorer:
         return {name: [row.get(name, nothing) for row in scored] for name, nothing in empty.items()}
 
 
-def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int) -> None:
+def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int, voice_only: bool = True) -> None:
     """
     Scores recordings and writes a folder of Parquet files, one row a recording. A worker that dies is replaced and what
     it was doing done again.
@@ -38,12 +38,13 @@ def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int)
         paths: As every machine of the cluster sees them (a shared disk, or the same folders everywhere).
         output: A folder, or any address that Ray writes to.
         workers: Processes over all machines, one core each.
+        voice_only: As of `load_pipeline`.
     """
     (
         ray.data.from_items([{"path": path} for path in paths], override_num_blocks=-(-len(paths) // FILES_AT_ONCE))
         .map_batches(
             Scorer,
-            fn_constructor_args=(model,),
+            fn_constructor_args=(model, voice_only),
             batch_size=FILES_AT_ONCE,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder for the Parquet files")
     parser.add_argument("--model", default="ser-base", help="as of python -m ser_model (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes over all machines (default: %(default)s)")
+    parser.add_argument("--any-sound", action="store_true", help="as of python -m ser_model")
     parser.add_argument("--address", help="of a running cluster, or auto; left out, Ray starts on this machine alone")
     options = parser.parse_args(arguments)
     paths = list(dict.fromkeys(path for given in options.input for path in find_recordings(given)))
@@ -71,7 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     ray.init(address=options.address, log_to_driver=False, include_dashboard=False if options.address is None else None)
     try:
-        score_on_cluster(paths, options.output, model=options.model, workers=options.workers)
+        score_on_cluster(
+            paths,
+            options.output,
+            model=options.model,
+            workers=options.workers,
+            voice_only=not options.any_sound,
+        )
     finally:
         ray.shutdown()
     return 0

@@ -12,6 +12,7 @@ from transformers import AutoModelForAudioClassification
 from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 
 from .audio import AudioError, describe, read_blocks, resample
+from .voice import NoVoiceError, has_voice
 
 # Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than half of it joins the last window,
 # so windows last from half to one and a half times WINDOW_S (a recording shorter than that is one window). Of an extractor
@@ -48,8 +49,9 @@ class SerPipeline(ChunkPipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, voice_only: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
+        self.voice_only = voice_only
         self.model.eval()  # a model that comes straight from training would still drop out at random
 
     def __call__(self, inputs, **kwargs):
@@ -61,6 +63,8 @@ class SerPipeline(ChunkPipeline):
                 list, a generator or a dataset.
             top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
+            voice_only (`bool`, *optional*): Whether windows without a voice have no answer. As the pipeline was made if
+                left out, and that is `True`; without the package `silero-vad` only silence has none.
             allow_urls (`bool`, defaults to `False`): Fetch a path that starts with http:// or https:// from the network.
             batch_size (`int`, defaults to 1): Windows that the network hears at a time.
             on_window (*optional*): Called after each window with the seconds heard so far, to show progress.
@@ -68,12 +72,13 @@ class SerPipeline(ChunkPipeline):
         Returns:
             A list of `{"score": probability, "label": str}`; with `timeline=True` a dict of `label`, `score`,
             `scores` {label: probability}, `duration_s`, and `windows`, a list of `start_s, end_s, label, score, scores`
-            that covers the recording once without gaps. A silent window has `label`, `score` and `scores` `None`. The
-            answer for the recording is the mean of its windows' probabilities, weighted by their duration.
+            that covers the recording once without gaps. A window that is silent, or has no voice in it, has `label`,
+            `score` and `scores` `None`. The answer for the recording is the mean of the other windows' probabilities,
+            weighted by their duration.
             For a list of inputs, a list of these; for a generator or a dataset, an iterator over them.
 
         Raises:
-            `AudioError`: a recording that cannot be read, or in which there is only silence.
+            `AudioError`: a recording that cannot be read; `NoVoiceError`, one of these: there is no voice in it.
         """
         if isinstance(inputs, (list, tuple)):
             return super().__call__(list(inputs), **kwargs) if len(inputs) else []
@@ -81,57 +86,59 @@ class SerPipeline(ChunkPipeline):
 
     def _sanitize_parameters(self, **kwargs):
         """The options that were given, so that those of a call leave the others of `pipeline(...)` as they are."""
-        if unknown := sorted(set(kwargs) - {"top_k", "timeline", "allow_urls", "on_window"}):
+        if unknown := sorted(set(kwargs) - {"top_k", "timeline", "voice_only", "allow_urls", "on_window"}):
             raise TypeError(
-                f"SerPipeline does not know {', '.join(unknown)}: it takes top_k, timeline, allow_urls, on_window and "
-                "batch_size."
+                f"SerPipeline does not know {', '.join(unknown)}: it takes top_k, timeline, voice_only, allow_urls, "
+                "on_window and batch_size."
             )
         top_k = kwargs.get("top_k")
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}: give a number of labels, 1 or more, or None for all of them.")
-        reading = {name: value for name, value in kwargs.items() if name in ("allow_urls", "on_window")}
+        reading = {name: value for name, value in kwargs.items() if name in ("voice_only", "allow_urls", "on_window")}
         return reading, {}, {name: value for name, value in kwargs.items() if name not in reading}
 
     def get_inference_context(self):
         return torch.inference_mode  # a tenth faster than `torch.no_grad` on a network of so many small steps
 
-    def preprocess(self, inputs, allow_urls=False, on_window=None) -> Iterator[dict]:
+    def preprocess(self, inputs, voice_only=None, allow_urls=False, on_window=None) -> Iterator[dict]:
         rate = self.feature_extractor.sampling_rate
-        start, has_sound = 0, False
+        voice_only = self.voice_only if voice_only is None else voice_only
+        start, has_sound, has_answer = 0, False, False
         blocks = self._blocks(inputs, allow_urls)
         for window, is_last in _mark_last(cut_windows(blocks, *self._window_sizes())):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
-            silent = is_silent(window)
-            has_sound = has_sound or not silent
-            if is_last and not has_sound:
-                raise AudioError(f"{self._name(inputs)} is silent: there is no voice to hear an emotion in.")
+            sound = not is_silent(window)
+            counts = sound and (not voice_only or has_voice(window, rate))
+            has_sound, has_answer = has_sound or sound, has_answer or counts
+            if is_last and not has_answer:
+                what = "has no voice in it" if has_sound else "is silent"
+                raise NoVoiceError(f"{self._name(inputs)} {what}: there is no emotion to hear.")
             if on_window is not None:
                 on_window(times["end_s"])
-            # Of silence one sample is enough: its answer does not count.
-            heard = window[:1] if silent else window
-            features = self.feature_extractor(heard, sampling_rate=rate, return_tensors="pt").to(self.dtype)
-            yield {**features, **times, "is_silent": silent, "is_last": is_last}
+            # Of what does not count one sample is enough.
+            features = self.feature_extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
+            yield {**features.to(self.dtype), **times, "counts": counts, "is_last": is_last}
             start += len(window)
 
     def _forward(self, model_inputs):
-        about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "is_silent", "is_last")}
-        if np.all(about["is_silent"]):  # hours of it would else take as long as hours of speech
+        about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "counts", "is_last")}
+        if not np.any(about["counts"]):  # hours of silence would else take as long as hours of speech
             size = (len(model_inputs["input_features"]), self.model.config.num_labels)
             return {**about, "probabilities": torch.zeros(size)}
         return {**about, "probabilities": self.model(**model_inputs).logits.float().softmax(-1)}
 
     def postprocess(self, model_outputs, top_k=None, timeline=False):
         spans = np.array([output["end_s"] - output["start_s"] for output in model_outputs])
-        silent = np.array([output["is_silent"] for output in model_outputs])
+        counts = np.array([output["counts"] for output in model_outputs])
         probabilities = torch.cat([output["probabilities"] for output in model_outputs]).cpu().double().numpy()
-        answer = self._answer(np.average(probabilities, 0, weights=spans * ~silent))
+        answer = self._answer(np.average(probabilities, 0, weights=spans * counts))
         if not timeline:
             ranked = sorted(answer["scores"].items(), key=lambda item: -item[1])
             return [{"score": score, "label": label} for label, score in ranked[:top_k]]
         nothing = {"label": None, "score": None, "scores": None}
         windows = [
-            {"start_s": output["start_s"], "end_s": output["end_s"], **(nothing if s else self._answer(p))}
-            for output, p, s in zip(model_outputs, probabilities, silent)
+            {"start_s": output["start_s"], "end_s": output["end_s"], **(self._answer(p) if c else nothing)}
+            for output, p, c in zip(model_outputs, probabilities, counts)
         ]
         return {**answer, "duration_s": windows[-1]["end_s"], "windows": windows}
 

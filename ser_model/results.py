@@ -158,7 +158,7 @@ def _write_text(results: Iterable[dict], file, labels: list[str], timeline: bool
         answer = f"Predicted Emotion: {result['label']} (Confidence: {result['score']:.2f})"
         file.write(f"{answer}\n" if len(first_two) == 1 else f"{describe(result['path'])}: {answer}\n")
         for window in result["windows"] if timeline else []:
-            heard = "silence" if window["label"] is None else f"{window['label']} ({window['score']:.2f})"
+            heard = "no speech" if window["label"] is None else f"{window['label']} ({window['score']:.2f})"
             file.write(f"  {window['start_s']:.1f} to {window['end_s']:.1f} s: {heard}\n")
 
 

@@ -48,27 +48,29 @@ def score_file(pipeline: "SerPipeline", path: str, *, on_window: Callable[[float
 
 
 def score_files(
-    paths: list[str], *, model: str, device: str = "cpu", workers: int = 1, on_window=None
+    paths: list[str], *, model: str, device: str = "cpu", voice_only: bool = True, workers: int = 1, on_window=None
 ) -> Iterator[dict]:
     """
     `score_file` of each path, as they are done: with several workers in any order.
 
     Args:
+        model, device, voice_only: As of `load_pipeline`.
         on_window: As in `score_file`; several workers do not call it.
 
     Raises:
         `OSError`, `ValueError`: the checkpoint cannot be loaded.
     """
-    pipeline = load_quietly(model, device)  # for workers too: what is wrong with a checkpoint is then said once
+    options = {"model": model, "device": device, "voice_only": voice_only}
+    pipeline = load_quietly(**options)  # for workers too: what is wrong with a checkpoint is then said once
     if workers <= 1 or len(paths) <= 1:
         yield from (score_file(pipeline, path, on_window=on_window) for path in paths)
     else:
         del pipeline
-        yield from _score_side_by_side(paths, model=model, device=device, workers=workers)
+        yield from _score_side_by_side(paths, options, workers=workers)
 
 
-def load_quietly(model: str, device: str = "cpu") -> "SerPipeline":
-    """The pipeline without transformers' own progress bars, and on one thread: so small a network is slower on two."""
+def load_quietly(model: str, **options) -> "SerPipeline":
+    """`load_pipeline` without transformers' own progress bars, and on one thread: so small a network is slower on two."""
     # Here, not above: nobody should wait for them who only wants to read how the command is used.
     import torch
     from transformers.utils import logging
@@ -78,7 +80,7 @@ def load_quietly(model: str, device: str = "cpu") -> "SerPipeline":
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what is wrong with a checkpoint is said by `load_pipeline`, in one sentence
     torch.set_num_threads(1)
-    return load_pipeline(model, device=device)
+    return load_pipeline(model, **options)
 
 
 class _Worker:
@@ -87,10 +89,10 @@ class _Worker:
     not tell on which recording, and give up the others.
     """
 
-    def __init__(self, model: str, device: str):
+    def __init__(self, options: dict):
         context = multiprocessing.get_context("spawn")  # forking after PyTorch has started threads can hang
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, model, device), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, options), daemon=True)
         self.process.start()
         theirs.close()
         self.path = None
@@ -112,9 +114,9 @@ class _Worker:
             }
 
 
-def _score_side_by_side(paths: list[str], *, model: str, device: str, workers: int) -> Iterator[dict]:
+def _score_side_by_side(paths: list[str], options: dict, *, workers: int) -> Iterator[dict]:
     waiting = iter(paths)
-    busy, idle = {}, [_Worker(model, device) for _ in range(min(workers, len(paths)))]
+    busy, idle = {}, [_Worker(options) for _ in range(min(workers, len(paths)))]
     try:
         for path in itertools.islice(waiting, len(idle)):
             worker = idle.pop()
@@ -127,7 +129,7 @@ def _score_side_by_side(paths: list[str], *, model: str, device: str, workers: i
                 if (path := next(waiting, None)) is None:
                     idle.append(worker)
                 else:
-                    worker = worker if worker.process.is_alive() else _Worker(model, device)
+                    worker = worker if worker.process.is_alive() else _Worker(options)
                     worker.give(path)
                     busy[worker.connection] = worker
                 yield result
@@ -137,9 +139,9 @@ def _score_side_by_side(paths: list[str], *, model: str, device: str, workers: i
             worker.process.join()
 
 
-def _work(connection, model: str, device: str) -> None:
+def _work(connection, options: dict) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what to do is for the parent to say
-    pipeline = load_quietly(model, device)
+    pipeline = load_quietly(**options)
     try:
         while True:
             connection.send(score_file(pipeline, connection.recv()))

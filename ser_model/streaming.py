@@ -6,7 +6,8 @@ import numpy as np
 import soxr
 
 from .audio import AudioError
-from .pipeline_ser import WINDOW_S, SerPipeline, is_silent
+from .pipeline_ser import WINDOW_S, SerPipeline
+from .voice import NoVoiceError
 
 
 class SerStream:
@@ -54,7 +55,8 @@ class SerStream:
 
         Returns:
             The answers that are due now, the earlier first, none before `WINDOW_S` seconds were heard: `start_s`,
-            `end_s`, `label`, `score` and `scores` as in a window of `SerPipeline`; in silence the last three are `None`.
+            `end_s`, `label`, `score` and `scores` as in a window of `SerPipeline`; without a voice the last three are
+            `None`.
 
         Raises:
             `AudioError`: not (num_samples,), or NaN or infinite samples; the stream goes on without them.
@@ -75,9 +77,10 @@ class SerStream:
 
     def _answer(self, start_s: float, window: np.ndarray) -> dict:
         times = {"start_s": start_s, "end_s": start_s + WINDOW_S}
-        if is_silent(window):
+        try:
+            # As the pipeline does with one recording, without the DataLoader that it puts around many.
+            outputs = [self.classifier.forward(inputs) for inputs in self.classifier.preprocess(window)]
+        except NoVoiceError:
             return {**times, "label": None, "score": None, "scores": None}
-        # As the pipeline does with one recording, without the DataLoader that it puts around many.
-        outputs = [self.classifier.forward(inputs) for inputs in self.classifier.preprocess(window)]
         answer = self.classifier.postprocess(outputs, timeline=True)
         return {**times, **{name: answer[name] for name in ("label", "score", "scores")}}

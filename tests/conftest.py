@@ -33,6 +33,28 @@ def make_voice(duration_s: float, *, rate: int = 16000, pitch_hz: float = 150.0,
     return (0.2 * harmonics * syllables + 0.001 * generator.standard_normal(len(t))).astype(np.float32)
 
 
+NO_VOICES = ("white noise", "brown noise", "tone", "mains hum", "sweep", "chord", "clicks", "engine")
+
+
+def make_no_voice(kind: str, duration_s: float, *, rate: int = 16000, seed: int = 0) -> np.ndarray:
+    """One of `NO_VOICES`, with peak 0.5."""
+    generator = np.random.default_rng(seed)
+    t = np.arange(int(duration_s * rate)) / rate
+    noise = generator.standard_normal(len(t))
+    firing = 2 * np.pi * 30 * (t + 0.02 * np.sin(t))  # phase of an engine whose speed wavers
+    sound = {
+        "white noise": lambda: noise,
+        "brown noise": lambda: np.cumsum(noise - noise.mean()),
+        "tone": lambda: np.sin(2 * np.pi * 440 * t),
+        "mains hum": lambda: sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (1, 2, 3, 5, 7)),
+        "sweep": lambda: np.sin(2 * np.pi * 50 * duration_s / np.log(100) * 100 ** (t / duration_s)),
+        "chord": lambda: sum(np.sin(2 * np.pi * hz * t) for hz in (262, 330, 392)),
+        "clicks": lambda: (generator.random(len(t)) < 5 / rate) + 1e-4 * noise,
+        "engine": lambda: sum(np.sin(k * firing + k * k) / np.sqrt(k) for k in range(1, 20)) + 0.3 * noise,
+    }[kind]()
+    return (0.5 * sound / np.abs(sound).max()).astype(np.float32)
+
+
 @pytest.fixture(scope="session")
 def voice() -> np.ndarray:
     return make_voice(3.0)

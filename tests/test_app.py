@@ -25,7 +25,7 @@ from demo import hearing, pictures, results, tabs
 from ser_model.audio import AudioError
 from ser_model.configuration_ser import EMOTIONS
 from ser_model.pretrained import available, load_pipeline
-from tests.conftest import ROOT, make_result, make_voice
+from tests.conftest import ROOT, make_no_voice, make_result, make_voice
 from tests.test_audio import BROKEN, broken_files
 
 LABELS = list(EMOTIONS)
@@ -84,6 +84,16 @@ def test_nothing_given(client, api_name, says):
 def test_silence_over_the_api_is_refused(client, tmp_path):
     with pytest.raises(AppError, match="silent"):
         client.predict(handle_file(write(tmp_path / "silence.wav", np.zeros(16000))), api_name="/predict")
+
+
+def test_what_is_no_voice_is_refused_over_the_api(client, clip, tmp_path):
+    fan = handle_file(write(tmp_path / "fan.wav", make_no_voice("brown noise", 3.0)))
+    for api_name in ("/predict", "/compare"):
+        with pytest.raises(AppError, match="has no voice in it: there is no emotion to hear"):
+            client.predict(fan, api_name=api_name)
+    nothing, heard = client.predict([fan, handle_file(clip)], api_name="/predict_many")
+    assert nothing == {"file": "fan.wav", "error": "The recording has no voice in it: there is no emotion to hear."}
+    assert heard["label"] in LABELS
 
 
 def test_too_long_is_refused_before_it_is_read_whole(client, tmp_path, monkeypatch):
@@ -215,11 +225,17 @@ def test_hears_what_the_pipeline_hears(classifier, clip):
     assert heard.duration_s == pytest.approx(9.0, abs=0.01)
 
 
-def test_silence_has_no_answer_but_a_picture(classifier, tmp_path):
-    heard = hearing.hear(classifier, write(tmp_path / "silence.wav", np.zeros(16000)))
-    assert heard.answer is None
-    assert "No speech heard" in pictures.headline(None, silent=True)
-    assert "Silence" in pictures.recording(heard, LABELS)
+@pytest.mark.parametrize(
+    ("sound", "says"),
+    [(np.zeros(16000), "is silent"), (make_no_voice("chord", 3.0), "has no voice in it")],
+    ids=["silence", "chord"],
+)
+def test_what_is_no_voice_has_no_answer_but_a_picture(classifier, tmp_path, sound, says):
+    heard = hearing.hear(classifier, write(tmp_path / "sound.wav", sound))
+    assert heard.answer is heard.attention is None
+    headline = pictures.headline(None, no_answer=heard.no_answer)
+    assert "No speech heard" in headline and says in headline
+    assert says in pictures.recording(heard, LABELS)
 
 
 def test_too_long_names_the_file(classifier, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 import app
 from ser_model.pretrained import load_pipeline
-from tests.conftest import make_result, make_voice
+from tests.conftest import make_no_voice, make_result, make_voice
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -137,9 +137,10 @@ def test_a_bad_file_gets_one_sentence(page, tmp_path):
     expect(headline(page)).to_have_text("Nothing heard yet")
 
 
-def test_silence_is_no_speech(page, tmp_path):
-    soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
-    upload(page, "#recording", tmp_path / "silence.wav")
+@pytest.mark.parametrize("sound", [np.zeros(16000), make_no_voice("mains hum", 3.0)], ids=["silence", "hum"])
+def test_what_is_no_voice_is_no_speech(page, tmp_path, sound):
+    soundfile.write(tmp_path / "sound.wav", sound, 16000)
+    upload(page, "#recording", tmp_path / "sound.wav")
     expect(headline(page)).to_have_text("No speech heard")
 
 

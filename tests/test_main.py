@@ -16,7 +16,7 @@ import soundfile
 
 from ser_model.__main__ import main
 from ser_model.pretrained import available, load_pipeline
-from tests.conftest import ROOT, make_voice
+from tests.conftest import ROOT, make_no_voice, make_voice
 from tests.fuzz import KINDS, make_recording
 from tests.test_audio import BROKEN, broken_files
 
@@ -121,6 +121,32 @@ def test_text_lists_windows_on_request(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 1 + 2
     assert lines[-1].startswith("  4.0 to 9.0 s: ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_no_voice_is_refused_unless_asked_for(tmp_path, capsys, workers):
+    soundfile.write(tmp_path / "fan.wav", make_no_voice("brown noise", 3.0), 16000)
+    soundfile.write(tmp_path / "hum.wav", make_no_voice("mains hum", 5.0), 16000)
+    soundfile.write(tmp_path / "voice.wav", make_voice(2.0), 16000)
+    command = [str(tmp_path), "--format", "csv", "--workers", workers]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(captured.out.splitlines()))
+    assert [bool(row["label"]) for row in rows] == [False, False, True]
+    assert rows[0]["error"] == f"{tmp_path / 'fan.wav'} has no voice in it: there is no emotion to hear."
+    assert f"error: {rows[1]['error']}\n" in captured.err
+    assert main([*command, "--any-sound"]) == 0
+    assert all(row["label"] for row in csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_noise_between_voices_is_no_speech(tmp_path, capsys):
+    sounds = [make_voice(4.0), make_no_voice("white noise", 4.0), make_voice(4.0)]
+    soundfile.write(tmp_path / "call.wav", np.concatenate(sounds), 16000)
+    assert main([str(tmp_path / "call.wav"), "--timeline"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "  4.0 to 8.0 s: no speech"
+    assert main([str(tmp_path / "call.wav"), "--timeline", "--format", "json"]) == 0
+    windows = json.loads(capsys.readouterr().out)[0]["windows"]
+    assert [window["label"] is None for window in windows] == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from transformers import AudioClassificationPipeline
 from ser_model import SerFeatureExtractor, SerPipeline
 from ser_model.audio import AudioError
 from ser_model.pipeline_ser import WINDOW_S, cut_windows
-from tests.conftest import make_voice
+from ser_model.voice import NoVoiceError
+from tests.conftest import NO_VOICES, make_no_voice, make_voice
 from tests.test_audio import BROKEN, broken_files
 
 
@@ -82,6 +83,33 @@ def test_silent_windows_have_no_emotion(classifier):
 def test_silence_is_refused(classifier):
     with pytest.raises(AudioError, match="silent"):
         classifier(np.zeros(12 * 16000, np.float32))
+
+
+@pytest.mark.parametrize("kind", NO_VOICES)
+def test_what_is_no_voice_is_refused_unless_asked_for(classifier, tiny_model, extractor, kind):
+    sound = make_no_voice(kind, 5.0)
+    with pytest.raises(NoVoiceError, match="^The recording has no voice in it: there is no emotion to hear.$"):
+        classifier(sound)
+    assert len(classifier(sound, voice_only=False)) == 8
+    indifferent = SerPipeline(
+        model=tiny_model, feature_extractor=extractor, task="audio-classification", voice_only=False
+    )
+    assert indifferent(sound) == classifier(sound, voice_only=False)
+    with pytest.raises(NoVoiceError):
+        indifferent(sound, voice_only=True)
+    with pytest.raises(NoVoiceError, match="is silent"):
+        indifferent(0 * sound)
+
+
+def test_noise_between_voices_does_not_count(classifier):
+    first, noise, last = make_voice(4.0), make_no_voice("white noise", 8.0), make_voice(5.0, seed=1)
+    answer = classifier(np.concatenate([first, noise, last]), timeline=True)
+    assert [(w["start_s"], w["end_s"], w["label"] is None) for w in answer["windows"]] == [
+        (0, 4, False), (4, 8, True), (8, 12, True), (12, 17, False)
+    ]  # fmt: skip
+    assert answer["windows"][1]["score"] is answer["windows"][1]["scores"] is None
+    alone = [list(classifier(voice, timeline=True)["scores"].values()) for voice in (first, last)]
+    assert list(answer["scores"].values()) == pytest.approx(np.average(alone, axis=0, weights=[4, 5]), abs=1e-5)
 
 
 def test_each_kind_of_broken_file_gets_its_sentence(classifier, tmp_path):

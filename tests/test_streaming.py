@@ -6,7 +6,7 @@ from ser_model import SerPipeline
 from ser_model.audio import AudioError
 from ser_model.pipeline_ser import WINDOW_S
 from ser_model.streaming import SerStream
-from tests.conftest import make_voice
+from tests.conftest import make_no_voice, make_voice
 
 
 @pytest.fixture
@@ -40,11 +40,16 @@ def test_answers_do_not_depend_on_the_pieces(classifier):
     assert len(whole) == 5
 
 
-def test_silence_has_no_emotion(classifier):
-    stream = SerStream(classifier, sampling_rate=16000, every_s=4.0)
-    silent, loud = stream.feed(np.concatenate([np.zeros(4 * 16000), make_voice(4.0)]))
-    assert silent["label"] is silent["scores"] is None
+@pytest.mark.parametrize("sound", [np.zeros(4 * 16000), make_no_voice("white noise", 4.0)], ids=["silence", "noise"])
+def test_what_is_no_voice_has_no_emotion(tiny_model, extractor, sound):
+    options = {"model": tiny_model, "feature_extractor": extractor, "task": "audio-classification"}
+    sounds = np.concatenate([sound, make_voice(4.0)])
+    nothing, loud = SerStream(SerPipeline(**options), sampling_rate=16000, every_s=4.0).feed(sounds)
+    assert nothing == {"start_s": 0.0, "end_s": 4.0, "label": None, "score": None, "scores": None}
     assert loud["label"] is not None
+    asked_for = SerStream(SerPipeline(**options, voice_only=False), sampling_rate=16000, every_s=4.0).feed(sounds)
+    assert (asked_for[0]["label"] is None) == (not sound.any())
+    assert asked_for[1] == loud
 
 
 def test_memory_does_not_grow(classifier):

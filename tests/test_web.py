@@ -95,7 +95,7 @@ def assert_same(found: dict[str, float], expected: list[dict], *, atol: float) -
 @pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], ids=["desktop", "phone"], indirect=True)
 def test_chosen_file(page, tmp_path):
     # Windows of 4, 4 and 5 s, of which the second is silent; two channels.
-    left = np.concatenate([make_voice(4.0), np.zeros(64000), make_voice(5.0, pitch_hz=220, seed=1)])
+    left = np.concatenate([make_voice(4.0), np.zeros(64000), make_voice(5.0, pitch_hz=140, seed=1)])
     soundfile.write(tmp_path / "call.wav", np.stack([left, 0.5 * left], 1), 16000)
     choose(page, tmp_path / "call.wav")
     assert_same(shown(page), load_pipeline()(str(tmp_path / "call.wav")), atol=1e-4)

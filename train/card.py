@@ -52,6 +52,10 @@ classifier(waveform)                        # mono, {{ sampling_rate }} Hz
 classifier("call.mp3", timeline=True)       # also the answer for every few seconds
 ```
 
+A recording without a voice has no emotion and is refused; in a timeline such windows have none. That is for Silero's voice
+detector to say: after `pip install silero-vad`; without it only silence is refused. `voice_only=False` asks for an answer
+all the same.
+
 `trust_remote_code=True` runs the few Python files beside the weights: read them first, and pin what you have read with
 `revision=` and the commit. The weights are safetensors, and nothing is fetched from the network while it listens.
 

@@ -44,7 +44,7 @@ def default_model() -> str:
     return model
 
 
-def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
+def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool = True) -> SerPipeline:
     """
     The classifier for a checkpoint.
 
@@ -52,6 +52,7 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
         model: Name of a checkpoint that ships (`available()`), a folder, or `USER/NAME` or `USER/NAME@REVISION` on the
             Hub. Only the last two read the network, and only for what is not in the cache; no code is loaded from it.
         device: `"cpu"` or `"cuda"`.
+        voice_only: Whether sounds without a voice have no answer (see `SerPipeline`).
 
     Raises:
         `OSError`: there is no such checkpoint, or a file of it cannot be read.
@@ -77,7 +78,11 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu") -> SerPipeline:
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong)} do not match.")
     return SerPipeline(
-        model=network.eval(), feature_extractor=feature_extractor, task="audio-classification", device=device
+        model=network.eval(),
+        feature_extractor=feature_extractor,
+        task="audio-classification",
+        device=device,
+        voice_only=voice_only,
     )
 
 
