@@ -55,15 +55,18 @@ def hear(classifier: SerPipeline, path: str, *, progress: Progress = _no_progres
     Raises:
         `AudioError`: it cannot be read, or is longer than `MAX_DURATION_S`.
     """
+    return listen(classifier, read(path, classifier.feature_extractor.sampling_rate), progress=progress)
+
+
+def listen(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress) -> Hearing:
+    """`hear`, of (num_samples,) at the model's rate."""
     rate = classifier.feature_extractor.sampling_rate
-    waveform = read(path, rate)
     try:
-        answer = score(classifier, waveform, progress=progress)
+        outputs = _score_windows(classifier, waveform, progress=progress, output_attentions=True)
     except NoVoiceError as error:
         return Hearing(waveform, rate, None, None, str(error))
-    return Hearing(
-        waveform, rate, answer, attention_over_time(classifier, waveform, answer["windows"], progress=progress)
-    )
+    answer = classifier.postprocess(outputs, timeline=True)
+    return Hearing(waveform, rate, answer, _attention_over_time(classifier, waveform, outputs))
 
 
 def read(path: str, rate: int) -> np.ndarray:
@@ -80,40 +83,39 @@ def read(path: str, rate: int) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-def score(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress) -> dict:
-    """`classifier(waveform, timeline=True)`, window by window, so that one sees how far it is."""
+def score(classifier: SerPipeline, waveform: np.ndarray) -> dict:
+    """`classifier(waveform, timeline=True)`, without the DataLoader that a pipeline puts around it."""
+    return classifier.postprocess(_score_windows(classifier, waveform), timeline=True)
+
+
+def _score_windows(
+    classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress, output_attentions: bool = False
+) -> list[dict]:
+    """What the pipeline's network gives for each window, one after the other, so that one sees how far it is."""
     rate = classifier.feature_extractor.sampling_rate
     windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate})
     num_windows = max(1, round(len(waveform) / rate / WINDOW_S))
-    outputs = [
-        classifier.forward(window) for window in progress(windows, total=num_windows, desc="Listening", unit="windows")
+    return [
+        classifier.forward(window, output_attentions=output_attentions)
+        for window in progress(windows, total=num_windows, desc="Listening", unit="windows")
     ]
-    return classifier.postprocess(outputs, timeline=True)
 
 
-def attention_over_time(
-    classifier: SerPipeline, waveform: np.ndarray, windows: list[dict], *, progress: Progress = _no_progress
-) -> np.ndarray | None:
+def _attention_over_time(classifier: SerPipeline, waveform: np.ndarray, outputs: list[dict]) -> np.ndarray | None:
     """The mean over members and heads, on the recording's own time axis (see `Hearing.attention`)."""
-    extractor, model = classifier.feature_extractor, classifier.model
-    curve = np.zeros(math.ceil(len(waveform) / extractor.hop_length))
-    for window in progress(windows, total=len(windows), desc="Looking where it listened", unit="windows"):
-        if window["label"] is None:
+    extractor = classifier.feature_extractor
+    hop_length, step = extractor.hop_length, extractor.hop_length * math.prod(classifier.model.config.conv_strides)
+    curve = np.zeros(math.ceil(len(waveform) / hop_length))
+    for output in outputs:
+        if not output["counts"]:
             continue
-        start, end = (round(window[name] * extractor.sampling_rate) for name in ("start_s", "end_s"))
-        piece = waveform[start:end]
-        inputs = extractor(piece, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        with torch.inference_mode():
-            attentions = model(**inputs.to(model.device, model.dtype), output_attentions=True).attentions
-        if attentions is None:
+        if output["attentions"] is None:
             return None
-        weights = torch.cat(attentions, 1).float().mean(1)[0].cpu().numpy()  # (time,)
-        first, last = (start + sample for sample in extractor.trimmed_span(piece))
-        step = extractor.hop_length * math.prod(model.config.conv_strides)
-        points = np.arange(first // extractor.hop_length, math.ceil(last / extractor.hop_length))
-        curve[points] = np.interp(
-            points * extractor.hop_length, first + step * np.arange(len(weights)), weights * len(weights)
-        )
+        weights = torch.cat(output["attentions"], 1).float().mean(1)[0].cpu().numpy()  # (time,)
+        start, end = (round(output[name] * extractor.sampling_rate) for name in ("start_s", "end_s"))
+        first, last = (start + sample for sample in extractor.trimmed_span(waveform[start:end]))
+        points = np.arange(first // hop_length, math.ceil(last / hop_length))
+        curve[points] = np.interp(points * hop_length, first + step * np.arange(len(weights)), weights * len(weights))
     return curve
 
 

@@ -120,12 +120,13 @@ class SerPipeline(ChunkPipeline):
             yield {**features.to(self.dtype), **times, "counts": counts, "is_last": is_last}
             start += len(window)
 
-    def _forward(self, model_inputs):
+    def _forward(self, model_inputs, output_attentions=False):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "counts", "is_last")}
         if not np.any(about["counts"]):  # hours of silence would else take as long as hours of speech
             size = (len(model_inputs["input_features"]), self.model.config.num_labels)
-            return {**about, "probabilities": torch.zeros(size)}
-        return {**about, "probabilities": self.model(**model_inputs).logits.float().softmax(-1)}
+            return {**about, "probabilities": torch.zeros(size), "attentions": None}
+        outputs = self.model(**model_inputs, output_attentions=output_attentions)
+        return {**about, "probabilities": outputs.logits.float().softmax(-1), "attentions": outputs.attentions}
 
     def postprocess(self, model_outputs, top_k=None, timeline=False):
         spans = np.array([output["end_s"] - output["start_s"] for output in model_outputs])
