@@ -61,8 +61,14 @@ def hear(classifier: SerPipeline, path: str, *, progress: Progress = _no_progres
 def listen(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress) -> Hearing:
     """`hear`, of (num_samples,) at the model's rate."""
     rate = classifier.feature_extractor.sampling_rate
+    windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate})
+    num_windows = max(1, round(len(waveform) / rate / WINDOW_S))
     try:
-        outputs = _score_windows(classifier, waveform, progress=progress, output_attentions=True)
+        # What the pipeline itself does, window by window, so that one sees how far it is.
+        outputs = [
+            classifier.forward(window, output_attentions=True)
+            for window in progress(windows, total=num_windows, desc="Listening", unit="windows")
+        ]
     except NoVoiceError as error:
         return Hearing(waveform, rate, None, None, str(error))
     answer = classifier.postprocess(outputs, timeline=True)
@@ -81,24 +87,6 @@ def read(path: str, rate: int) -> np.ndarray:
             )
         blocks.append(block)
     return np.concatenate(blocks)
-
-
-def score(classifier: SerPipeline, waveform: np.ndarray) -> dict:
-    """`classifier(waveform, timeline=True)`, without the DataLoader that a pipeline puts around it."""
-    return classifier.postprocess(_score_windows(classifier, waveform), timeline=True)
-
-
-def _score_windows(
-    classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress, output_attentions: bool = False
-) -> list[dict]:
-    """What the pipeline's network gives for each window, one after the other, so that one sees how far it is."""
-    rate = classifier.feature_extractor.sampling_rate
-    windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate})
-    num_windows = max(1, round(len(waveform) / rate / WINDOW_S))
-    return [
-        classifier.forward(window, output_attentions=output_attentions)
-        for window in progress(windows, total=num_windows, desc="Listening", unit="windows")
-    ]
 
 
 def _attention_over_time(classifier: SerPipeline, waveform: np.ndarray, outputs: list[dict]) -> np.ndarray | None:

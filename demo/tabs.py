@@ -17,7 +17,7 @@ from ser_model.scoring import load_quietly
 from ser_model.voice import NoVoiceError
 
 from . import pictures
-from .hearing import MAX_DURATION_S, hear, read, score
+from .hearing import MAX_DURATION_S, hear, read
 from .results import figures_lines, page
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -50,7 +50,7 @@ def analyse_tab(classifier: SerPipeline) -> None:
         """
         with _one_sentence(audio):
             waveform = read(audio, classifier.feature_extractor.sampling_rate)
-            return score(classifier, waveform)
+            return classifier(waveform, timeline=True)
 
     def analyse(audio: str | None, progress=PROGRESS) -> tuple[str, str, str, str]:
         with _one_sentence(audio):
@@ -118,7 +118,7 @@ def live_tab(classifier: SerPipeline) -> None:
             return gr.skip(), gr.skip(), gr.skip(), heard
         answer, no_answer = None, ""
         try:
-            answer = score(classifier, heard["waveform"])
+            answer = classifier(heard["waveform"], timeline=True)
         except NoVoiceError as error:
             no_answer = str(error)
         _remember(heard, answer, now_s)
@@ -272,7 +272,7 @@ def many_tab(classifier: SerPipeline) -> None:
 
 def _whole(classifier: SerPipeline, path: str) -> dict:
     """The answer for a recording as a whole."""
-    answer = score(classifier, read(path, classifier.feature_extractor.sampling_rate))
+    answer = classifier(read(path, classifier.feature_extractor.sampling_rate), timeline=True)
     return {field: answer[field] for field in ("label", "score", "scores", "duration_s")}
 
 

@@ -1,7 +1,8 @@
 """
 From a clip's features to one vector: our encoder, and those of the five published systems.
 
-Each is called with `input_features` (batch, num_frames, feature_size) and `attention_mask` (batch, num_frames), and returns
+Each is called with `input_features` (batch, num_frames, feature_size) and `attention_mask` (batch, num_frames), or `None`
+where there is no padding, which ours takes less time for, and returns
 the states over time (batch, time, size), one vector a clip (batch, pooled_size), and the attention over time
 (batch, heads, time), or `None` where there is none. Padding changes nothing: it is put back to zero before whatever looks
 beyond one frame, which then sees the end of the clip.
@@ -42,7 +43,9 @@ class SerBiLSTM(nn.Module):
         self.backwards = nn.LSTM(input_size, hidden_size, batch_first=True) if bidirectional else None
 
     def forward(self, hidden_states, mask):
-        """(batch, time, size), (batch, time) -> states over time, and the last of each direction, side by side."""
+        """(batch, time, size), (batch, time) or None -> states over time, and the last of each direction, side by side."""
+        if mask is None:
+            return self._whole(hidden_states)
         step, num_steps = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True).long()
         last = num_steps - 1  # (batch, 1)
         states, _ = self.forwards(hidden_states)
@@ -53,6 +56,16 @@ class SerBiLSTM(nn.Module):
             final = torch.cat([final, _take_steps(states_back, last)], -1)
             states = torch.cat([states, _take_steps(states_back, turned)], -1)
         return states * mask[..., None].to(states.dtype), final[:, 0]
+
+    def _whole(self, hidden_states):
+        """Of clips that are all as long as the batch."""
+        states, _ = self.forwards(hidden_states)
+        final = states[:, -1]
+        if self.backwards is not None:
+            states_back, _ = self.backwards(hidden_states.flip(1))
+            final = torch.cat([final, states_back[:, -1]], -1)
+            states = torch.cat([states, states_back.flip(1)], -1)
+        return states, final
 
 
 class SerMaxPool(nn.Module):
@@ -92,11 +105,11 @@ class SerResidualBlock(nn.Module):
         self.dropout = nn.Dropout(config.conv_dropout)
 
     def forward(self, hidden_states, mask):
+        mask = None if mask is None else mask[..., :: self.stride]
         residual = self.shortcut(hidden_states)
-        mask = mask[..., :: self.stride]
-        hidden_states = self.activation(self.norm1(self.conv1(hidden_states))) * mask
+        hidden_states = _without_padding(self.activation(self.norm1(self.conv1(hidden_states))), mask)
         hidden_states = self.norm2(self.conv2(hidden_states)) + residual
-        return self.dropout(self.activation(hidden_states)) * mask, mask
+        return _without_padding(self.dropout(self.activation(hidden_states)), mask), mask
 
 
 class SerAttentionPooling(nn.Module):
@@ -133,14 +146,12 @@ class SerResidualEncoder(nn.Module):
 
     def forward(self, input_features, attention_mask):
         hidden_states = input_features if self.cepstrum is None else self.cepstrum(input_features)
-        mask = attention_mask.to(hidden_states.dtype)
-        hidden_states = (hidden_states * mask[..., None]).transpose(1, 2)[
-            :, :, None
-        ]  # (batch, channels, 1, num_frames)
-        mask = mask[:, None, None]  # (batch, 1, 1, num_frames)
+        hidden_states = hidden_states.transpose(1, 2)[:, :, None]  # (batch, channels, 1, num_frames)
+        mask = None if attention_mask is None else attention_mask[:, None, None].to(hidden_states.dtype)
+        hidden_states = _without_padding(hidden_states, mask)
         for block in self.blocks:
             hidden_states, mask = block(hidden_states, mask)
-        mask = mask[:, 0, 0]  # (batch, time)
+        mask = None if mask is None else mask[:, 0, 0]  # (batch, time)
         hidden_states, _ = self.lstm(hidden_states[:, :, 0].transpose(1, 2), mask)
         hidden_states = self.lstm_dropout(hidden_states)
         pooled, weights = self.pooling(hidden_states, mask)
@@ -224,6 +235,7 @@ class SerConvTransformerEncoder(nn.Module):
         self.pooled_size = config.hidden_size
 
     def forward(self, input_features, attention_mask):
+        attention_mask = _ones_if_none(attention_mask, input_features)
         mask = attention_mask[:, None].to(input_features.dtype)  # (batch, 1, num_frames)
         local = input_features.transpose(1, 2) * mask  # (batch, channels, time)
         local_mask = mask
@@ -307,7 +319,7 @@ def _num_bands_left(config: SerConfig) -> int:
 
 def _as_image(input_features, attention_mask):
     """(batch, 1, num_frames, feature_size), channels last as the CPU likes it, and a mask (batch, 1, num_frames, 1)."""
-    mask = attention_mask[:, None, :, None].to(input_features.dtype)
+    mask = _ones_if_none(attention_mask, input_features)[:, None, :, None].to(input_features.dtype)
     return (input_features[:, None] * mask).contiguous(memory_format=torch.channels_last), mask
 
 
@@ -321,8 +333,20 @@ def _take_steps(hidden_states, steps):
     return hidden_states.gather(1, steps[..., None].expand(-1, -1, hidden_states.shape[2]))
 
 
+def _ones_if_none(attention_mask, input_features):
+    if attention_mask is None:
+        return torch.ones(input_features.shape[:2], device=input_features.device)
+    return attention_mask
+
+
+def _without_padding(hidden_states, mask):
+    return hidden_states if mask is None else hidden_states * mask
+
+
 def _softmax_over_time(scores, mask):
     """Of (batch, time, heads), 0 on padding."""
+    if mask is None:
+        return scores.softmax(1)
     return scores.masked_fill(mask[..., None] == 0, torch.finfo(scores.dtype).min).softmax(1)
 
 

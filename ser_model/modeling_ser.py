@@ -59,7 +59,7 @@ class SerModel(SerPreTrainedModel):
         """
         Args:
             input_features: (batch, num_frames, feature_size), as `SerFeatureExtractor` gives them.
-            attention_mask: (batch, num_frames), 1 on frames and 0 on padding, which comes last; all ones if left out.
+            attention_mask: (batch, num_frames), 1 on frames and 0 on padding, which comes last; no padding if left out.
             output_attentions: Also return the attention over time.
 
         Returns:
@@ -68,8 +68,6 @@ class SerModel(SerPreTrainedModel):
             num_attention_heads, time) a member, whose weights sum to 1 over time and are 0 on padding; `None` for an
             encoder without attention over time. One step of time is the product of `conv_strides` frames.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones(input_features.shape[:2], device=input_features.device)
         states, pooled, weights = zip(*(member(input_features, attention_mask) for member in self.members))
         wants_attentions = self._or_config(output_attentions, "output_attentions") and weights[0] is not None
         outputs = BaseModelOutputWithPooling(

@@ -78,9 +78,7 @@ class SerStream:
     def _answer(self, start_s: float, window: np.ndarray) -> dict:
         times = {"start_s": start_s, "end_s": start_s + WINDOW_S}
         try:
-            # As the pipeline does with one recording, without the DataLoader that it puts around many.
-            outputs = [self.classifier.forward(inputs) for inputs in self.classifier.preprocess(window)]
+            answer = self.classifier(window, timeline=True)
         except NoVoiceError:
             return {**times, "label": None, "score": None, "scores": None}
-        answer = self.classifier.postprocess(outputs, timeline=True)
         return {**times, **{name: answer[name] for name in ("label", "score", "scores")}}
