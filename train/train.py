@@ -147,19 +147,21 @@ def train(
     set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
+    # Judged and saved as it will be used, without the Trainer's bfloat16.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
-        "num_parameters": trainer.model.num_parameters(),
+        "num_parameters": model.num_parameters(),
         "versions": versions(),
         "history": trainer.state.log_history,
     }
     if len(rows[held_out]):
         run["clips"] = [Path(data[int(i)]["audio"]["path"]).stem for i in rows[held_out]]
-        run["probabilities"] = predict(trainer.model, sets[held_out]).round(6).tolist()
+        run["probabilities"] = predict(model, sets[held_out]).round(6).tolist()
     if processes.is_main_process:
         with saving(output):
-            run = save_run(run, trainer.model, extractor, output, with_code=with_code)
+            run = save_run(run, model, extractor, output, with_code=with_code)
     processes.wait_for_everyone()
     return run
 
