@@ -27,6 +27,7 @@ def scorer(job: subprocess.Popen) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # Ray itself takes half a minute to start where the cores are busy
 def test_a_dead_worker_costs_no_file(tmp_path):
     soundfile.write(tmp_path / "00.flac", np.tile(make_voice(10.0), 6), 16000)

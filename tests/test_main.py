@@ -189,6 +189,7 @@ def many_files(folder):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on(tmp_path, capsys):
     folder, journal = many_files(tmp_path / "in"), tmp_path / "out.csv.journal"
     command = [sys.executable, "-m", "ser_model", folder, "--output", str(tmp_path / "out.csv"), "--workers", "2"]

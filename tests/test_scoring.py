@@ -45,6 +45,7 @@ def test_tells_how_much_was_heard(tmp_path):
     assert heard == [window["end_s"] for window in result["windows"]] == [4.0, 8.0, 13.0]
 
 
+@pytest.mark.slow
 def test_a_dead_worker_costs_one_file(clips):
     answers = score_files(clips, model="ser-base", workers=2)
     results = [next(answers)]

@@ -299,6 +299,7 @@ def start_long_training(recipe_file, ravdess, output) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_as_if_it_had_not_been(ravdess, recipe_file, tmp_path):
     output = tmp_path / "out"
     process = start_long_training(recipe_file, ravdess, output)
