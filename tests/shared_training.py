@@ -37,7 +37,7 @@ def train(output: Path, batch_size: int) -> None:
     transformers.set_seed(0)
     model = SerForAudioClassification(SerConfig(**MODEL, **NO_DROPOUT))
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):  # each process would normalise by its own clips
+        if isinstance(module, torch.nn.BatchNorm2d):  # each process would normalise by its own clips
             module.eval().train = lambda mode=True, module=module: module
     training.has_bf16 = lambda: False  # whose rounding hides what is compared here
     recipe = replace(

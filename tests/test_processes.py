@@ -47,9 +47,10 @@ def trained(tmp_path_factory):
 
 def test_two_processes_learn_what_one_learns(trained):
     one, two = (load_file(trained / name / str(NUM_CLIPS) / "model.safetensors") for name in ("one", "two"))
-    apart = np.concatenate([np.abs(two[name] - weights).ravel() for name, weights in one.items()])
-    # But for the few whose gradient is rounding, which Adam blows up: a softmax does not see the bias of its scores.
-    assert (apart > 1e-4).mean() < 1e-3
+    for name, weights in one.items():
+        # A softmax does not see this bias: its gradient is rounding, which Adam blows up.
+        if not name.endswith("pooling.scores.bias"):
+            np.testing.assert_allclose(two[name], weights, atol=1e-4, err_msg=name)
 
 
 def test_two_processes_hear_each_clip_once_an_epoch(trained):
