@@ -315,7 +315,8 @@ LIMITS = """
 
 It was trained on 24 North American actors who say two sentences with an emotion they were told to act. Other languages,
 real conversations and children are outside of what was measured; noise, rooms and telephones were only simulated. It hears
-how a voice sounds, not what a person feels: do not use it to judge people, in hiring, policing, medicine, insurance, at work or at school.
+how a voice sounds, not what a person feels: do not use it to judge people, in hiring, policing, medicine, insurance, at
+work or at school.
 
 ### Licence and citation
 

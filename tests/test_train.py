@@ -451,7 +451,7 @@ def test_validation_actors_choose_and_test_actors_stay_unheard(ravdess, recipe_f
     assert not set(result["folds"][0]["test_actors"]) & set(FOLDS[3])
 
 
-@pytest.mark.parametrize("folds", ["0", "1,9"])
+@pytest.mark.parametrize("folds", ["0", "1,9", "x"])
 def test_refuses_folds_that_do_not_exist(folds, capsys):
     assert evaluate.main(["--protocol", "speaker-independent", "--folds", folds]) == 1
     assert "give some of 1,2,3,4,5" in capsys.readouterr().err

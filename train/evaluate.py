@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = recipes.load_recipe(options.recipe)
         folds = _parse_folds(options.folds, options.protocol)
-        seeds = _parse_numbers(options.seed, "--seed")
+        seeds = _parse_numbers(options.seed, "--seed", "whole numbers")
         result = evaluate(
             recipe,
             protocol=options.protocol,
@@ -151,17 +151,18 @@ def _command(options: argparse.Namespace) -> str:
 
 def _parse_folds(text: str | None, protocol: str) -> list[int]:
     possible = list(FOLDS) if protocol == "speaker-independent" else [1]
-    folds = possible if text is None else _parse_numbers(text, "--folds")
+    wanted = f"some of {','.join(map(str, possible))}"
+    folds = possible if text is None else _parse_numbers(text, "--folds", wanted)
     if not set(folds) <= set(possible):
-        raise ValueError(f"--folds {text}: give some of {','.join(map(str, possible))}, separated by commas.")
+        raise ValueError(f"--folds {text}: give {wanted}, separated by commas.")
     return folds
 
 
-def _parse_numbers(text: str, option: str) -> list[int]:
+def _parse_numbers(text: str, option: str, wanted: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} {text}: give whole numbers, separated by commas.") from None
+        raise ValueError(f"{option} {text}: give {wanted}, separated by commas.") from None
 
 
 if __name__ == "__main__":

@@ -198,13 +198,12 @@ class SerTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.augmentation = augmentation
         self.settings = settings
-        self.num_members = len(self.model.config.num_cepstra)
         self.drops_last = self.args.dataloader_drop_last
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        outputs = model(**self.augmentation(**inputs), divide_batch=self.num_members > 1)
+        outputs = model(**self.augmentation(**inputs), divide_batch=True)
         loss = outputs.loss + penalty(model, self.settings)
         return (loss, outputs) if return_outputs else loss
 
