@@ -9,12 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ser_model import SerConfig
 
 from .ravdess import CITATION, FOLDS
-from .report import result_path
+from .report import PROTOCOLS, details, result_path
 
-PROTOCOLS = {
-    "speaker-independent": "people it has never heard (five folds of actors)",
-    "random-split": "new clips of people it has heard (random 80/20 split)",
-}
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
 NETWORKS = {
     "residual_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
@@ -200,15 +196,7 @@ def _figures(results: dict[str, dict]) -> str:
         values = " | ".join(f"{100 * result['mean'][measure]:.1f} %" for measure in MEASURES)
         lines.append(f"| {_heard(result)}: {PROTOCOLS[protocol]} | {values} |")
     if result := results.get("speaker-independent"):
-        recalls = ", ".join(f"{label} {100 * v['recall']:.0f}" for label, v in result["per_class"].items())
-        genders = ", ".join(f"{gender} {100 * v['uar']:.1f}" for gender, v in result["by_gender"].items())
-        strengths = ", ".join(f"{intensity} {100 * v['uar']:.1f}" for intensity, v in result["by_intensity"].items())
-        lines += [
-            "",
-            f"On people never heard: recall in per cent of {recalls}; UAR of {genders} voices, of {strengths} intensity.",
-        ]
-        if conditions := result.get("conditions"):
-            changed = ", ".join(f"{condition} {100 * v['uar']:.1f}" for condition, v in conditions.items())
-            lines += ["", f"The same people outside the studio, by simulation: UAR of {changed}."]
+        for line in details(result):
+            lines += ["", line]
     lines += ["", "UAR is the mean recall over the eight emotions; chance is 12.5 %, listeners reach 62.4 % accuracy."]
     return "\n".join(lines)

@@ -18,6 +18,10 @@ from .ravdess import parse_name
 from .recipe import Recipe, available, load_recipe
 
 RESULTS = Path(__file__).parent / "results"
+PROTOCOLS = {
+    "speaker-independent": "people it has never heard (five folds of actors)",
+    "random-split": "new clips of people it has heard (random 80/20 split)",
+}
 
 
 def result_path(recipe_name: str, protocol: str) -> Path:
@@ -223,8 +227,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 def figures_of_ours() -> str:
     """What `ser-base` reaches under both protocols, as Markdown."""
-    unheard, split = (_read(result_path("ser-base", protocol)) for protocol in ("speaker-independent", "random-split"))
-    measured = unheard or split
+    results = {protocol: _read(result_path("ser-base", protocol)) for protocol in PROTOCOLS}
+    unheard = results["speaker-independent"]
+    measured = unheard or results["random-split"]
     if measured is None:
         return "`ser-base` is not measured yet."
     model = measured["model"]
@@ -233,19 +238,16 @@ def figures_of_ours() -> str:
         "| calibration error |",
         "|---|---|---|---|---|",
     ]
-    for result, title in (
-        (unheard, "people it has never heard (five folds of actors)"),
-        (split, "new clips of people it has heard (random 80/20 split)"),
-    ):
-        if result:
+    for protocol, title in PROTOCOLS.items():
+        if result := results[protocol]:
             values = [_percents(result, measure) for measure in ("uar", "accuracy", "macro_f1", "ece")]
             lines.append(f"| {title} | {' | '.join(values)} |")
-    return "\n".join(lines + (["", *_details(unheard)] if unheard else []))
+    return "\n".join(lines + (["", *details(unheard)] if unheard else []))
 
 
-def _details(result: dict) -> list[str]:
+def details(result: dict) -> list[str]:
     """By seed, fold, emotion, gender and intensity, and outside the studio."""
-    seeds, folds = (", ".join(f"{100 * f['uar']:.1f}" for f in result[name]) for name in ("seeds", "folds"))
+    folds = ", ".join(f"{100 * fold['uar']:.1f}" for fold in result["folds"])
     recalls = ", ".join(f"{label} {100 * figures['recall']:.0f}" for label, figures in result["per_class"].items())
     groups = [
         f"{group} {100 * figures['uar']:.1f}"
@@ -253,7 +255,7 @@ def _details(result: dict) -> list[str]:
         for group, figures in result[field].items()
     ]
     lines = [
-        f"On people never heard, in per cent: UAR by seed {seeds}; by fold {folds}; recall of {recalls}; UAR of voices "
+        f"On people never heard, in per cent: UAR by fold {folds}; recall of {recalls}; UAR of voices "
         f"and intensities: {', '.join(groups)}.",
     ]
     if conditions := result.get("conditions"):
