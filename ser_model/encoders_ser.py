@@ -78,10 +78,11 @@ class SerMaxPool(nn.Module):
     def forward(self, hidden_states, mask):
         """(batch, channels, time) or (batch, channels, time, bands), and a mask of as many dimensions."""
         pool = nn.functional.max_pool1d if hidden_states.ndim == 3 else nn.functional.max_pool2d
-        hidden_states = hidden_states.masked_fill(mask == 0, torch.finfo(hidden_states.dtype).min)
-        hidden_states = pool(hidden_states, self.size, ceil_mode=True)
+        mask = mask.to(hidden_states.dtype)
+        # Sums and products keep the channels last in memory, where a CPU pools ten times as fast; `masked_fill` does not.
+        hidden_states = hidden_states + (1 - mask) * torch.finfo(hidden_states.dtype).min
         mask = mask[:, :, :: self.size]
-        return hidden_states.masked_fill(mask == 0, 0.0), mask
+        return pool(hidden_states, self.size, ceil_mode=True) * mask, mask
 
 
 class SerResidualBlock(nn.Module):
@@ -319,13 +320,14 @@ def _num_bands_left(config: SerConfig) -> int:
 
 def _as_image(input_features, attention_mask):
     """(batch, 1, num_frames, feature_size), channels last as the CPU likes it, and a mask (batch, 1, num_frames, 1)."""
-    mask = _ones_if_none(attention_mask, input_features)[:, None, :, None].to(input_features.dtype)
-    return (input_features[:, None] * mask).contiguous(memory_format=torch.channels_last), mask
+    mask = _ones_if_none(attention_mask, input_features).to(input_features.dtype)
+    # Made by a permutation, as it is its strides by which a convolution tells where the channels lie.
+    return (input_features * mask[..., None])[..., None].permute(0, 3, 1, 2), mask[:, None, :, None]
 
 
 def _as_sequence(hidden_states, mask):
-    """(batch, channels, time, bands) -> (batch, time, channels x bands), and a mask (batch, time)."""
-    return hidden_states.transpose(1, 2).flatten(2), mask[:, 0, :, 0]
+    """(batch, channels, time, bands) -> (batch, time, bands x channels), and a mask (batch, time)."""
+    return hidden_states.permute(0, 2, 3, 1).flatten(2), mask[:, 0, :, 0]
 
 
 def _take_steps(hidden_states, steps):
