@@ -1,8 +1,12 @@
+import importlib.util
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from ser_model.voice import has_voice, load_detector
 from tests.conftest import NO_VOICES, make_no_voice, make_voice
@@ -67,6 +71,34 @@ def test_a_hum_with_many_overtones_is_no_voice(hz):
 
 def test_refuses_nothing_too_short_to_tell():
     assert has_voice(make_no_voice("white noise", 0.49), RATE)
+
+
+def chunk_by_chunk(waveform: torch.Tensor) -> list[float]:
+    """As the package's `tinygrad_model.py` says: convolutions and an LSTM cell on 576 samples at a time."""
+    folder = Path(importlib.util.find_spec("silero_vad").submodule_search_locations[0])
+    weights = load_file(folder / "data" / "silero_vad_16k.safetensors")
+    cell = torch.nn.LSTMCell(128, 128)
+    cell.load_state_dict({name.partition(".")[2]: w for name, w in weights.items() if name.startswith("lstm_cell")})
+    padded, state, probabilities = F.pad(waveform, (64, 0)), None, []
+    for start in range(0, len(waveform), 512):
+        chunk = F.pad(padded[None, None, start : start + 576], (0, 64), mode="reflect")
+        real, imaginary = F.conv1d(chunk, weights["stft_conv.weight"], stride=128).chunk(2, dim=1)
+        hidden = (real**2 + imaginary**2).sqrt()
+        for name, stride in (("conv1", 1), ("conv2", 2), ("conv3", 2), ("conv4", 1)):
+            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+            hidden = F.conv1d(hidden, weight, bias, stride=stride, padding=1).relu()
+        state = cell(hidden[..., 0], state)
+        last = F.conv1d(state[0][..., None].relu(), weights["final_conv.weight"], weights["final_conv.bias"])
+        probabilities.append(float(last.sigmoid()))
+    return probabilities
+
+
+@torch.inference_mode()
+def test_hears_what_silero_hears_chunk_by_chunk():
+    waveform = torch.from_numpy(np.concatenate([make_voice(1.28), make_no_voice("white noise", 0.64)]))
+    probabilities = chunk_by_chunk(waveform)
+    assert min(probabilities) < 0.1 < 0.9 < max(probabilities)
+    assert np.allclose(load_detector()(waveform), probabilities, atol=1e-4)
 
 
 def test_leaves_the_threads_of_pytorch_alone():
