@@ -183,7 +183,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
     def _prepare(self, waveform) -> torch.Tensor:
         """One waveform of any accepted kind, checked, from its first sound on, scaled to peak 1 if wanted: (num_samples,)."""
-        waveform = torch.as_tensor(waveform).to(torch.float32)
+        waveform = torch.as_tensor(waveform).detach().to(torch.float32)
         if waveform.ndim != 1:
             raise ValueError(
                 f"Expected one mono waveform of shape (num_samples,), got shape {tuple(waveform.shape)}: "
@@ -191,27 +191,28 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         if len(waveform) == 0:
             raise ValueError("The waveform is empty: it needs at least one sample.")
-        peak = waveform.abs().max()
-        if not torch.isfinite(peak):
+        loudness = np.abs(waveform.numpy())  # NumPy takes a third of the time for these
+        peak = loudness.max()
+        if not np.isfinite(peak):
             raise ValueError("The waveform contains NaN or infinite samples: check how it was decoded.")
         if peak == 0:
             return waveform
-        first, end = self._sounding_span(waveform)
+        first, end = self._sounding_span(loudness)
         return waveform[first:end] / peak if self.relative_level else waveform[first:end]
 
-    def _sounding_span(self, waveform: torch.Tensor) -> tuple[int, int]:
+    def _sounding_span(self, loudness: np.ndarray) -> tuple[int, int]:
         """The first sample within `top_db` of the peak and the one after the last: silence around it moves no frame."""
         if self.trim_db is None:
-            return 0, len(waveform)
-        is_sound = (waveform.abs() >= waveform.abs().max() * 10 ** (-self.top_db / 20)).numpy()
+            return 0, len(loudness)
+        is_sound = loudness >= loudness.max() * 10 ** (-self.top_db / 20)
         return int(is_sound.argmax()), len(is_sound) - int(is_sound[::-1].argmax())
 
     def trimmed_span(self, waveform) -> tuple[int, int]:
         """What is left of a waveform, (num_samples,), after trimming: its first sample and the one after its last."""
-        waveform = torch.as_tensor(waveform).to(torch.float32)
+        waveform = torch.as_tensor(waveform).detach().to(torch.float32)
         if self.trim_db is None:
             return 0, len(waveform)
-        first, end = self._sounding_span(waveform)
+        first, end = self._sounding_span(np.abs(waveform.numpy()))
         power = power_spectrum(waveform[None, first:end], self.window, self.hop_length)
         mel_power = power @ self.mel_filters
         heard = self.is_heard(mel_power, torch.ones(mel_power.shape[:2], dtype=torch.bool))[0].nonzero()
