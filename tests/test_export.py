@@ -10,8 +10,9 @@ import torch
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
 from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import load_pipeline
+from ser_model.voice import load_detector
 from tests.conftest import make_voice
-from train.export import ExportError, export, main, open_session, run
+from train.export import ExportError, export, export_voice_detector, main, open_session, run
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,15 @@ def test_output_that_cannot_be_written(tmp_path, capsys):
     assert main(["--output", str(tmp_path / "no" / "model.onnx")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "No such file or directory" in error and error.count("\n") == 1
+
+
+@torch.inference_mode()
+def test_voice_detector_answers_as_in_python(tmp_path):
+    assert export_voice_detector(tmp_path / "voice.onnx")
+    for duration_s in (0.512, 2.56):
+        waveform = make_voice(duration_s)
+        chunks = np.lib.stride_tricks.sliding_window_view(np.pad(waveform, (64, 0)), 576)[::512]
+        found = open_session(tmp_path / "voice.onnx").run(None, {"chunks": chunks})[0]
+        expected = load_detector()(torch.from_numpy(waveform)).numpy()
+        assert expected.max() > 0.9
+        assert np.allclose(found, expected, atol=1e-4)

@@ -13,7 +13,7 @@ import soundfile
 from playwright.sync_api import Page, expect, sync_playwright
 
 from ser_model.pretrained import load_pipeline
-from tests.conftest import ROOT, make_voice
+from tests.conftest import ROOT, make_no_voice, make_voice
 from tests.test_browser import CHROMIUM, WAIT_MS, microphone
 from web.assets import FOLDER, RUNTIME_FILES, write_model
 
@@ -94,8 +94,9 @@ def assert_same(found: dict[str, float], expected: list[dict], *, atol: float) -
 
 @pytest.mark.parametrize("page", [(1280, "light"), (390, "dark")], ids=["desktop", "phone"], indirect=True)
 def test_chosen_file(page, tmp_path):
-    # Windows of 4, 4 and 5 s, of which the second is silent; two channels.
-    left = np.concatenate([make_voice(4.0), np.zeros(64000), make_voice(5.0, pitch_hz=140, seed=1)])
+    # Windows of 4, 4, 4 and 5 s, of which the second is silent and the third has no voice; two channels.
+    without = np.concatenate([np.zeros(64000), make_no_voice("engine", 4.0)])
+    left = np.concatenate([make_voice(4.0), without, make_voice(5.0, pitch_hz=140, seed=1)])
     soundfile.write(tmp_path / "call.wav", np.stack([left, 0.5 * left], 1), 16000)
     choose(page, tmp_path / "call.wav")
     assert_same(shown(page), load_pipeline()(str(tmp_path / "call.wav")), atol=1e-4)
@@ -143,15 +144,26 @@ def test_microphone(page):
     assert_same(found, load_pipeline()(np.array(waveform)), atol=1e-4)
 
 
+def test_scream(page, tmp_path):
+    scream = make_voice(1.5, pitch_hz=130)[::2]  # so high that the detector knows it at half its speed only
+    soundfile.write(tmp_path / "scream.wav", scream, 16000)
+    choose(page, tmp_path / "scream.wav")
+    assert_same(shown(page), load_pipeline()(str(tmp_path / "scream.wav")), atol=1e-4)
+
+
 def test_silence_and_bad_files(page, tmp_path):
     choose(page, ROOT / "examples" / "great-news.flac")
     shown(page)
     soundfile.write(tmp_path / "silence.wav", np.full(16000, 5e-5), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "noise.wav", make_no_voice("brown noise", 5.0), 16000)
+    soundfile.write(tmp_path / "chord.wav", make_no_voice("chord", 5.0, rate=44100), 44100)
     soundfile.write(tmp_path / "short.wav", make_voice(0.01), 16000)
     soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no sound")
     for name, answer, says in (
         ("silence.wav", "No speech heard", "It is silent."),
+        ("noise.wav", "No speech heard", "There is no voice in it."),
+        ("chord.wav", "No speech heard", "There is no voice in it."),
         ("short.wav", "Nothing heard", "short.wav is too short: it needs at least 50 ms of sound."),
         ("nan.wav", "Nothing heard", "nan.wav contains NaN or infinite samples: export it again."),
         ("text.wav", "Nothing heard", "text.wav is not a recording that this browser can read."),

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.utils import logging
 
 from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import DEFAULT, load_pipeline
+from ser_model.voice import CHUNK_SIZE, CONTEXT_SIZE, VoiceDetector, load_detector
 
 try:
     import onnx
@@ -90,6 +92,48 @@ class WaveformClassifier(nn.Module):
         return spectrum.square().sum(-1).transpose(1, 2)
 
 
+class ChunkDetector(nn.Module):
+    """What `VoiceDetector` does, without complex numbers."""
+
+    def __init__(self, detector: VoiceDetector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, chunks):
+        """
+        Args:
+            chunks: (num_chunks, `CONTEXT_SIZE` + `CHUNK_SIZE`) float32 at `RATE_HZ`, that follow one another; each begins
+                with the end of the one before, the first with zeros.
+
+        Returns:
+            (num_chunks,) float32, the probability of a voice in each chunk.
+        """
+        padded = F.pad(chunks[:, None], (0, 64), mode="reflect")[:, 0]
+        window = self.detector.window
+        spectrum = torch.stft(padded, len(window), 128, window=window, center=False, return_complex=False)
+        hidden = spectrum.square().sum(-1).sqrt()  # (num_chunks, 129, 4)
+        for conv in (self.detector.conv1, self.detector.conv2, self.detector.conv3, self.detector.conv4):
+            hidden = conv(hidden).relu()
+        hidden = self.detector.lstm(hidden.permute(2, 0, 1))[0].relu()  # (1, num_chunks, 128)
+        return self.detector.final_conv(hidden.transpose(1, 2)).sigmoid()[0, 0]
+
+
+def export_voice_detector(output: Path) -> bool:
+    """
+    Writes `ChunkDetector` as a graph from `chunks` to `probabilities`, and says whether it did: without the package
+    `silero-vad` there is none to write.
+    """
+    detector = load_detector()
+    if detector is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "voice.onnx"
+        chunks = torch.zeros(3, CONTEXT_SIZE + CHUNK_SIZE)
+        _trace(ChunkDetector(detector), {"chunks": chunks}, path, dynamic_axes={"chunks": {0: "num_chunks"}})
+        write_whole(output, path.read_bytes())
+    return True
+
+
 def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     """
     Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
@@ -115,7 +159,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _trace(WaveformClassifier(extractor, network).eval(), path)
+        _trace_classifier(WaveformClassifier(extractor, network).eval(), path)
         _check(classifier, path, checkpoint)
         model = _quantize(path) if int8 else onnx.load(path)
     settings = {
@@ -126,31 +170,41 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         "edge_size": str(EDGE_SIZE),
     }
     onnx.helper.set_model_props(model, settings)
+    write_whole(output, model.SerializeToString())
+
+
+def write_whole(output: Path, content: bytes) -> None:
+    """A file that appears whole or not at all."""
     partial = output.with_name(f"{output.name}.partial")
     try:
-        partial.write_bytes(model.SerializeToString())
+        partial.write_bytes(content)
         os.replace(partial, output)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _trace(classifier: WaveformClassifier, path: Path) -> None:
+def _trace_classifier(classifier: WaveformClassifier, path: Path) -> None:
     lengths = torch.tensor([classifier.extractor.sampling_rate, classifier.extractor.sampling_rate // 2])
     waveform = torch.randn(2, int(lengths.max()), generator=torch.Generator().manual_seed(0))
+    axes = {
+        "waveform": {0: "batch", 1: "num_samples"},
+        "lengths": {0: "batch"},
+        "probabilities": {0: "batch"},
+    }
+    _trace(classifier, {"waveform": waveform, "lengths": lengths}, path, dynamic_axes=axes)
+
+
+def _trace(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path, *, dynamic_axes: dict) -> None:
     with warnings.catch_warnings(), _silent_stderr():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            classifier,
-            (waveform, lengths),
+            module,
+            tuple(inputs.values()),
             path,
-            input_names=["waveform", "lengths"],
+            input_names=list(inputs),
             output_names=["probabilities"],
-            dynamic_axes={
-                "waveform": {0: "batch", 1: "num_samples"},
-                "lengths": {0: "batch"},
-                "probabilities": {0: "batch"},
-            },
+            dynamic_axes=dynamic_axes,
             opset_version=OPSET,
             dynamo=False,  # torch.export freezes the length of time
         )

@@ -4,7 +4,6 @@ import argparse
 import base64
 import hashlib
 import json
-import os
 import sys
 import tarfile
 import tempfile
@@ -15,9 +14,10 @@ from transformers.utils import logging
 
 from demo.hearing import UNSURE_BELOW
 from demo.results import load_results
+from ser_model import voice
 from ser_model.audio import MIN_DURATION_S
 from ser_model.pretrained import DEFAULT, available
-from train.export import export, open_session
+from train.export import export, export_voice_detector, open_session, write_whole
 
 FOLDER = Path(__file__).parent / "assets"
 RUNTIME = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
@@ -52,14 +52,14 @@ def write_runtime(folder: Path) -> None:
         archive.seek(0)
         with tarfile.open(fileobj=archive) as files:
             for name in RUNTIME_FILES:
-                _write(folder / name, files.extractfile(f"package/dist/{name}").read())
-    _write(fetched_from, RUNTIME.encode())
+                write_whole(folder / name, files.extractfile(f"package/dist/{name}").read())
+    write_whole(fetched_from, RUNTIME.encode())
 
 
 def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
     """
-    Exports a checkpoint, and writes for the page what the graph's metadata say, and how good the network is if that was
-    measured.
+    Exports a checkpoint and the voice detector, and writes for the page what the graph's metadata say, by what a window
+    has a voice, and how good the network is if that was measured.
 
     Raises:
         As `train.export.export`.
@@ -73,14 +73,20 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
         about["uar"] = measured["speaker-independent"]["mean"]["uar"]
         if noisy := measured["speaker-independent"].get("conditions", {}).get("noise 10 dB"):
             about["uar_in_noise"] = noisy["uar"]
+    if export_voice_detector(folder / "voice.onnx"):
+        about["voice"] = {
+            "sampling_rate": voice.RATE_HZ,
+            "chunk_size": voice.CHUNK_SIZE,
+            "context_size": voice.CONTEXT_SIZE,
+            "threshold": voice.THRESHOLD,
+            "enough_s": voice.VOICE_S,
+            "enough_share": voice.VOICE_SHARE,
+            "min_duration_s": voice.MIN_DURATION_S,
+            "slower": voice.SLOWER,
+            "steady_db": voice.STEADY_DB,
+        }
     about |= {"min_duration_s": MIN_DURATION_S, "unsure_below": UNSURE_BELOW}
-    _write(folder / "model.json", json.dumps(about).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(folder / "model.json", json.dumps(about).encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

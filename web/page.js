@@ -1,10 +1,10 @@
-// Listens to a recording in this browser as SerPipeline does in Python: windows, silence and averages are cut alike.
+// Listens to a recording in this browser as SerPipeline does in Python: windows, silence, voices and averages are alike.
 
 const MAX_FILE_BYTES = 100e6; // it is decoded whole, into memory
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)} %`;
-let ort, session, about;
+let ort, session, detector, about;
 let newest = 0; // an answer that is overtaken by a newer recording is not shown
 
 class Refusal extends Error {} // what is wrong, in one sentence for the visitor
@@ -15,6 +15,7 @@ async function load() {
   ort.env.wasm.numThreads = 1; // more need headers that a server of plain files does not send
   about = await (await fetch("./assets/model.json")).json();
   session = await ort.InferenceSession.create("./assets/model.onnx");
+  if (about.voice) detector = await ort.InferenceSession.create("./assets/voice.onnx");
 }
 
 function* cutWindows(waveform, size) {
@@ -29,6 +30,52 @@ function isSilent(waveform) {
   return range < 2 * about.silence_peak;
 }
 
+// By straight lines between samples, which is enough to find a voice.
+function resample(waveform, factor) {
+  const resampled = new Float32Array(Math.floor(waveform.length * factor));
+  return resampled.map((_, i) => {
+    const before = Math.floor(i / factor);
+    const after = Math.min(before + 1, waveform.length - 1);
+    return waveform[before] + (i / factor - before) * (waveform[after] - waveform[before]);
+  });
+}
+
+// Whether there is a voice, spoken, sung or screamed, as `has_voice` in ser_model/voice.py tells it.
+async function hasVoice(window) {
+  const settings = about.voice;
+  if (!settings || window.length < settings.min_duration_s * about.sampling_rate) return true;
+  const sound = settings.sampling_rate === about.sampling_rate ? window : resample(window, settings.sampling_rate / about.sampling_rate);
+  const mean = sound.reduce((sum, x) => sum + x, 0) / sound.length;
+  const centred = sound.map((x) => x - mean);
+  if (isSteady(centred)) return false;
+  const peak = centred.reduce((high, x) => Math.max(high, Math.abs(x)), 0);
+  const loud = centred.map((x) => x / peak);
+  const enough = Math.min(settings.enough_s, (settings.enough_share * sound.length) / settings.sampling_rate);
+  if ((await voiceSeconds(loud)) >= enough) return true;
+  return (await voiceSeconds(resample(loud, settings.slower))) >= settings.slower * enough; // a scream
+}
+
+function isSteady(waveform) {
+  const size = about.voice.chunk_size;
+  let [least, most] = [Infinity, 0];
+  for (let start = 0; start + size <= waveform.length; start += size) {
+    const energy = waveform.subarray(start, start + size).reduce((sum, x) => sum + x * x, 0);
+    [least, most] = [Math.min(least, energy), Math.max(most, energy)];
+  }
+  return most <= 10 ** (about.voice.steady_db / 10) * least;
+}
+
+async function voiceSeconds(waveform) {
+  const { chunk_size: size, context_size: context, sampling_rate: rate, threshold } = about.voice;
+  const count = Math.ceil(waveform.length / size);
+  const padded = new Float32Array(context + count * size);
+  padded.set(waveform, context);
+  const chunks = new Float32Array(count * (context + size));
+  for (let i = 0; i < count; i++) chunks.set(padded.subarray(i * size, (i + 1) * size + context), i * (context + size));
+  const { probabilities } = await detector.run({ chunks: new ort.Tensor("float32", chunks, [count, context + size]) });
+  return (probabilities.data.filter((probability) => probability >= threshold).length * size) / rate;
+}
+
 async function score(waveform) {
   const feeds = {
     waveform: new ort.Tensor("float32", waveform, [1, waveform.length]),
@@ -37,13 +84,14 @@ async function score(waveform) {
   return (await session.run(feeds)).probabilities.data;
 }
 
-// The windows' mean probabilities, weighted by their length; null if all of them are silent.
+// The windows' mean probabilities, weighted by their length, and whether there was any sound; null if no window has a voice.
 async function hear(waveform, onWindow) {
   const sums = new Float64Array(about.labels.length);
-  let heard = 0;
-  let read = 0;
+  let [heard, read, hasSound] = [0, 0, false];
   for (const window of cutWindows(waveform, Math.round(about.window_s * about.sampling_rate))) {
-    if (!isSilent(window)) {
+    const sounds = !isSilent(window);
+    hasSound ||= sounds;
+    if (sounds && (await hasVoice(window))) {
       (await score(window)).forEach((probability, i) => (sums[i] += probability * window.length));
       heard += window.length;
     }
@@ -51,7 +99,7 @@ async function hear(waveform, onWindow) {
     onWindow(read / waveform.length);
     await new Promise((resolve) => setTimeout(resolve)); // the page stays alive under a long recording
   }
-  return heard ? sums.map((sum) => sum / heard) : null;
+  return { probabilities: heard ? sums.map((sum) => sum / heard) : null, hasSound };
 }
 
 // Any recording that the browser can decode -> mono, at the network's rate.
@@ -80,11 +128,11 @@ async function listen(blob, name) {
   show("Listening", "");
   try {
     const waveform = await decode(blob, name);
-    const probabilities = await hear(waveform, (share) => turn === newest && say("Listening", percent(share)));
+    const { probabilities, hasSound } = await hear(waveform, (share) => turn === newest && say("Listening", percent(share)));
     if (turn !== newest) return;
     play(blob);
     if (probabilities) showAnswer(probabilities);
-    else show("No speech heard", "It is silent.");
+    else show("No speech heard", hasSound ? "There is no voice in it." : "It is silent.");
   } catch (error) {
     if (turn === newest) show("Nothing heard", error instanceof Refusal ? error.message : `It could not be scored: ${error.message}`);
   }
