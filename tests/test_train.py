@@ -24,7 +24,8 @@ from train.features import FeatureDataset, collate, extract_features, fit_normal
 from train.features import main as features_main
 from train.ravdess import FOLDS, data_fingerprint, load_ravdess, parse_name
 from train.recipe import Augmentation, Training, Variant, available, load_recipe
-from train.train import RunError, class_weights, last_whole_checkpoint, main, penalty, predict, split_rows, train
+from train.train import main, predict, split_rows, train
+from train.trainer import RunError, class_weights, last_whole_checkpoint, penalty
 
 TINY = {
     "refit": True,

@@ -17,7 +17,8 @@ from . import recipe as recipes
 from .conditions import CONDITIONS, score_conditions
 from .ravdess import FOLDS, RavdessError, load_ravdess
 from .report import print_result, result_path, summarise, write_result
-from .train import RunError, explain, train, use_one_thread
+from .train import explain, train, use_one_thread
+from .trainer import RunError
 
 
 def evaluate(

@@ -26,7 +26,8 @@ from .metrics import scores
 from .push import RUN_FILE, check_login, push
 from .ravdess import data_fingerprint
 from .recipe import Recipe, Training, load_recipe
-from .train import explain, make_sets, make_trainer, predict, save_run, use_one_thread, versions
+from .train import explain, make_sets, predict, save_run, use_one_thread, versions
+from .trainer import make_trainer
 
 MIN_CLIPS = 4  # of each label: one of them validates
 
