@@ -9,9 +9,14 @@ the next could save at best, and what it would change:
   they change the answer: by how much is printed.
 - Convolutions: what lies within their reach of either edge changes with every step, whatever the normalisation does; printed
   is what they cost on those frames alone.
+
+Writes the same to `streaming.json` beside this file.
 """
 
 import argparse
+import json
+import os
+import platform
 import time
 from pathlib import Path
 
@@ -20,15 +25,17 @@ import torch
 
 from ser_model.audio import read_audio, resample
 from ser_model.descriptors_ser import power_spectrum
-from ser_model.pipeline_ser import WINDOW_S, is_silent
+from ser_model.pipeline_ser import WINDOW_S
 from ser_model.scoring import load_quietly
 from ser_model.streaming import SerStream
+from ser_model.voice import NoVoiceError
 from tests.conftest import make_voice
 
 from .profiling import cpu_ms, module_ms
 
 RATE, FED_RATE = 16000, 48000
 ACTORS, NUM_CLIPS = range(1, 25), 10
+RESULTS = Path(__file__).with_suffix(".json")
 CONVOLUTIONS = ("Conv2d", "BatchNorm2d", "ReLU")
 
 
@@ -62,12 +69,14 @@ def compare(classifier, sound: np.ndarray, every_s: float) -> list[dict]:
         for answer in answers:
             start = round(answer["start_s"] * RATE)
             window = heard[start : start + round(WINDOW_S * RATE)]
-            if is_silent(window):
-                continue
+            last = {"array": sound[max(0, end - round(WINDOW_S * FED_RATE)) : end], "sampling_rate": FED_RATE}
             started = time.process_time()
-            classifier({"array": sound[max(0, end - round(WINDOW_S * FED_RATE)) : end], "sampling_rate": FED_RATE})
-            pipeline_ms = 1000 * (time.process_time() - started)
-            offline = classifier(window, timeline=True)
+            try:
+                classifier(last)
+                pipeline_ms = 1000 * (time.process_time() - started)
+                offline = classifier(window, timeline=True)
+            except NoVoiceError:
+                continue
             grid = on_a_grid(classifier, power, start)
             rows.append(
                 {
@@ -106,27 +115,27 @@ def reach(config) -> int:
     return frames
 
 
-def print_bounds(classifier) -> None:
-    """What reuse could save at best."""
+def bounds(classifier) -> dict:
+    """What reuse could save at best, in milliseconds."""
     extractor, model = classifier.feature_extractor, classifier.model
     waveform = torch.from_numpy(make_voice(WINDOW_S))
-    whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
-    mel_ms = cpu_ms(
-        lambda: power_spectrum(waveform[None], extractor.window, extractor.hop_length) @ extractor.mel_filters
-    )
-    print(f"features of a window: {whole_ms:.2f} ms, of which mel power, which a grid could keep: {mel_ms:.2f} ms")
+
+    def mel_power():
+        return power_spectrum(waveform[None], extractor.window, extractor.hop_length) @ extractor.mel_filters
+
     num_frames = 1 + len(waveform) // extractor.hop_length
-    least = min(num_frames, 4 * reach(model.config))
-    for frames in (num_frames, least):
-        inputs = torch.randn(1, frames, model.config.feature_size)
-        with torch.inference_mode():
-            network_ms = cpu_ms(lambda inputs=inputs: model(input_features=inputs))
-        parts = module_ms(model, inputs)
-        convolutions_ms = sum(parts[name] for name in CONVOLUTIONS)
-        print(f"network on {frames} frames: {network_ms:.2f} ms, of which convolutions {convolutions_ms:.2f} ms")
-    print(
-        f"({least} frames: what lies within reach, {reach(model.config)} frames, of an edge needs as many again beside it)"
-    )
+    return {
+        "features_ms": cpu_ms(lambda: extractor(waveform, sampling_rate=RATE)),
+        "mel_power_ms": cpu_ms(mel_power),
+        "convolutions_ms": convolutions_ms(model, num_frames),
+        # What lies within reach of an edge needs as many frames again beside it.
+        "convolutions_near_edges_ms": convolutions_ms(model, min(num_frames, 4 * reach(model.config))),
+    }
+
+
+def convolutions_ms(model, num_frames: int) -> float:
+    parts = module_ms(model, torch.randn(1, num_frames, model.config.feature_size))
+    return sum(parts[name] for name in CONVOLUTIONS)
 
 
 def main() -> None:
@@ -136,22 +145,24 @@ def main() -> None:
     parser.add_argument("--every-s", type=float, default=0.5, help="(default: %(default)s)")
     options = parser.parse_args()
     classifier = load_quietly("ser-base")
-    rows = []
-    for sound in recordings(options.data):
-        rows += compare(classifier, sound, options.every_s)
+    rows = [row for sound in recordings(options.data) for row in compare(classifier, sound, options.every_s)]
     values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    print(f"{len(rows)} answers, one every {options.every_s:g} s")
-    print(
-        f"the pipeline on the last 4 s, resampled again: {np.median(values['pipeline_ms']):.2f} ms of CPU time an answer"
-    )
-    print(
-        f"SerStream: {np.median(values['stream_ms']):.2f} ms, probabilities within {values['stream_differs'].max():.1e}"
-    )
-    print(
-        f"features kept on a grid: probabilities within {values['grid_differs'].max():.2f} (95 of 100: "
-        f"{np.quantile(values['grid_differs'], 0.95):.3f}), another label in {values['grid_other_label'].mean():.1%}"
-    )
-    print_bounds(classifier)
+    measured = {
+        "answers": len(rows),
+        "every_s": options.every_s,
+        "pipeline_ms": np.median(values["pipeline_ms"]),
+        "stream_ms": np.median(values["stream_ms"]),
+        "stream_differs_at_most": values["stream_differs"].max(),
+        "grid_differs_at_most": values["grid_differs"].max(),
+        "grid_differs_in_95_of_100_at_most": np.quantile(values["grid_differs"], 0.95),
+        "grid_changes_label_in": values["grid_other_label"].mean(),
+        **bounds(classifier),
+    }
+    measured = {name: round(float(value), 4) for name, value in measured.items()}
+    for name, value in measured.items():
+        print(f"{name:<36}{value:>10g}")
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1}
+    RESULTS.write_text(json.dumps({"machine": machine, **measured}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
