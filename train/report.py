@@ -6,6 +6,7 @@ Results: the folds' predictions as one file of figures, two pictures and a table
 
 import json
 import os
+import statistics
 import sys
 from pathlib import Path
 
@@ -276,7 +277,7 @@ def recipes_table() -> str:
             continue
         split, unheard = results.values()
         measured = split or unheard
-        minutes = sum(result["train_seconds"] for result in results.values() if result) / 60
+        seconds = [fold["train_seconds"] for result in results.values() if result for fold in result["folds"]]
         cells = [
             f"`{name}`",
             load_recipe(name).claimed or "",
@@ -284,14 +285,10 @@ def recipes_table() -> str:
             _percents(unheard, "uar", "accuracy"),
             f"{measured['model']['num_parameters']:,}",
             f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
-            f"{minutes / sum(_num_runs(result) for result in results.values() if result):.0f} min",
+            f"{statistics.median(seconds) / 60:.0f} min",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _num_runs(result: dict) -> int:
-    return len(result["folds"]) * len(result.get("seeds", [0]))
 
 
 def _read(path: Path) -> dict | None:
