@@ -108,6 +108,27 @@ def test_splits_share_no_clip(ravdess, protocol, sizes):
         assert not actors["train"] & (actors["validation"] | actors["test"])
 
 
+def test_a_leaky_split_puts_variants_of_a_clip_on_both_sides(ravdess, recipe_file, tmp_path, capsys):
+    variants = {"variants": [{}, {"speed": 0.9}], "every_variant": True}
+    training = {"num_epochs": 3, "keep_best": True, "schedule": "constant"}
+    changes = {"refit": False, "vocal_channels": ["speech"], "augmentation": variants}
+    recipe_file.write_text(yaml.safe_dump({**TINY, **changes, "training": {**TINY["training"], **training}}))
+    output = tmp_path / "result.json"
+    leaky = ["--protocol", "leaky-split", "--runs", tmp_path / "runs", "--jobs", "1"]
+    assert evaluate.main(command(recipe_file, ravdess, output, *leaky)) == 0
+    run = json.loads(next(tmp_path.glob("runs/*/fold-1/run.json")).read_text())
+    counts = Counter(run["clips"])
+    assert len(run["clips"]) == round(0.2 * 2 * len(load_ravdess(ravdess, allow_incomplete=True)))
+    assert (
+        list(counts.values()).count(1) > len(counts) / 2
+    )  # of most clips that are tested, the other variant was learnt
+    accuracies = [entry["eval_accuracy"] for entry in run["history"] if "eval_accuracy" in entry]
+    assert json.loads(output.read_text())["mean"]["accuracy"] == pytest.approx(max(accuracies))
+    capsys.readouterr()
+    assert evaluate.main(command(recipe_file, ravdess, output, *leaky, "--condition", "all")) == 1
+    assert "is not for leaky-split" in capsys.readouterr().err
+
+
 def test_features_are_computed_once(ravdess, extractor, monkeypatch):
     data = load_ravdess(ravdess, allow_incomplete=True)
     calls = []

@@ -17,7 +17,7 @@ from . import recipe as recipes
 from .conditions import CONDITIONS, score_conditions
 from .ravdess import FOLDS, RavdessError, load_ravdess
 from .report import print_result, result_path, summarise, write_result
-from .train import explain, train, use_one_thread
+from .train import PROTOCOLS, explain, train, use_one_thread
 from .trainer import RunError
 
 
@@ -38,7 +38,7 @@ def evaluate(
     Trains (or reads, where it is finished) one network a fold and seed and scores it on the clips held out.
 
     Args:
-        folds: Of speaker-independent; random-split has the one fold 1.
+        folds: Of speaker-independent; the others have the one fold 1.
         runs_dir: Keeps each fold's run, so that an evaluation that was stopped goes on.
         held_out: `"test"`, or `"validation"` for choosing between recipes.
         jobs: Folds trained side by side, one thread each.
@@ -90,7 +90,12 @@ def _side_by_side(tasks: list, jobs: int) -> list[dict]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=__doc__)
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
-    parser.add_argument("--protocol", required=True, choices=("speaker-independent", "random-split"))
+    parser.add_argument(
+        "--protocol",
+        required=True,
+        choices=PROTOCOLS[1:],
+        help="leaky-split shows what mistakes are worth: variants of a clip on both sides, the epoch chosen by test clips",
+    )
     parser.add_argument("--folds", help="only these, as in 1,2; the result is then not written to train/results")
     parser.add_argument(
         "--held-out",
@@ -115,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     use_one_thread()
     try:
+        if options.condition and options.protocol == "leaky-split":
+            raise ValueError("--condition is not for leaky-split, whose test clips are variants of each other already.")
         recipe = recipes.load_recipe(options.recipe)
         folds = _parse_folds(options.folds, options.protocol)
         seeds = _parse_numbers(options.seed, "--seed", "whole numbers")
