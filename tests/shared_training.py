@@ -14,7 +14,7 @@ import transformers
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
 from tests.conftest import make_voice
-from train import train as training
+from train import trainer as training
 from train.features import FeatureDataset
 from train.recipe import Recipe, Training
 
