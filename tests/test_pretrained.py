@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ser_model.configuration_ser import EMOTIONS
 from ser_model.pretrained import FOLDER, available, load_pipeline
 from tests.conftest import ROOT, make_voice
 
@@ -23,36 +24,37 @@ try:
 except ImportError:
     pass
 
-checkpoint, waveform = sys.argv[1], np.load(sys.argv[2])
-model, info = AutoModelForAudioClassification.from_pretrained(
-    checkpoint, trust_remote_code=True, output_loading_info=True
-)
-extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=True)
-logits = model.eval()(**extractor(waveform, return_tensors="pt")).logits
-classifier = pipeline("audio-classification", model=checkpoint, trust_remote_code=True)
-print(json.dumps({
-    "missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"]),
-    "mismatched": sorted(info["mismatched_keys"]), "logits": logits[0].tolist(), "answer": classifier(waveform),
-}))
+for checkpoint in sys.argv[1:]:
+    waveform = np.load(checkpoint + ".npy")
+    model, info = AutoModelForAudioClassification.from_pretrained(
+        checkpoint, trust_remote_code=True, output_loading_info=True
+    )
+    extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=True)
+    logits = model.eval()(**extractor(waveform, return_tensors="pt")).logits
+    classifier = pipeline("audio-classification", model=checkpoint, trust_remote_code=True)
+    print(json.dumps({
+        "missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"]),
+        "mismatched": sorted(info["mismatched_keys"]), "logits": logits[0].tolist(), "answer": classifier(waveform),
+    }))
 """
 
 
-@pytest.mark.parametrize("name", available())
-def test_loads_in_a_fresh_process(name, tmp_path):
-    pipeline = load_pipeline(name)
-    checkpoint = tmp_path / "checkpoint"
-    pipeline.model.save_pretrained(checkpoint)
-    pipeline.feature_extractor.save_pretrained(checkpoint)
-    rate = pipeline.feature_extractor.sampling_rate
-    waveform = make_voice(2.5, rate=rate)
-    np.save(tmp_path / "waveform.npy", waveform)
-    with torch.inference_mode():
-        inputs = pipeline.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
-        expected = pipeline.model(**inputs).logits[0]
+def test_all_load_in_a_fresh_process(tmp_path):
+    expected = {}
+    for name in available():
+        pipeline = load_pipeline(name)
+        pipeline.model.save_pretrained(tmp_path / name)
+        pipeline.feature_extractor.save_pretrained(tmp_path / name)
+        rate = pipeline.feature_extractor.sampling_rate
+        waveform = make_voice(2.5, rate=rate)
+        np.save(tmp_path / f"{name}.npy", waveform)
+        with torch.inference_mode():
+            inputs = pipeline.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
+            expected[name] = pipeline.model(**inputs).logits[0]
 
     elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(checkpoint), str(tmp_path / "waveform.npy")],
+        [sys.executable, "-c", STRANGER, *(str(tmp_path / name) for name in expected)],
         cwd=tmp_path,
         env={**elsewhere, "HF_HOME": str(tmp_path / "empty")},
         capture_output=True,
@@ -60,12 +62,13 @@ def test_loads_in_a_fresh_process(name, tmp_path):
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["missing"] == found["unexpected"] == found["mismatched"] == []
-    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
-    scores = {answer["label"]: answer["score"] for answer in found["answer"]}
-    probabilities = dict(zip(pipeline.model.config.id2label.values(), expected.softmax(-1).tolist()))
-    assert scores == pytest.approx(probabilities, abs=1e-5)
+    for logits, line in zip(expected.values(), done.stdout.splitlines()[-len(expected) :], strict=True):
+        found = json.loads(line)
+        assert found["missing"] == found["unexpected"] == found["mismatched"] == []
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
+        scores = {answer["label"]: answer["score"] for answer in found["answer"]}
+        probabilities = dict(zip(EMOTIONS, logits.softmax(-1).tolist()))
+        assert scores == pytest.approx(probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", available())
