@@ -2,10 +2,9 @@
 From a clip's features to one vector: our encoder, and those of the five published systems.
 
 Each is called with `input_features` (batch, num_frames, feature_size) and `attention_mask` (batch, num_frames), or `None`
-where there is no padding, which ours takes less time for, and returns
-the states over time (batch, time, size), one vector a clip (batch, pooled_size), and the attention over time
-(batch, heads, time), or `None` where there is none. Padding changes nothing: it is put back to zero before whatever looks
-beyond one frame, which then sees the end of the clip.
+where there is no padding, which ours takes less time for. It returns the states over time (batch, time, size), one vector a
+clip (batch, pooled_size), and the attention over time (batch, heads, time), or `None` where there is none. Padding changes
+nothing: it is put back to zero before whatever looks beyond one frame, which then sees the end of the clip.
 """
 
 import torch

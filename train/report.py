@@ -247,7 +247,9 @@ def figures_of_ours() -> str:
 
 
 def details(result: dict) -> list[str]:
-    """By seed, fold, emotion, gender and intensity, and outside the studio."""
+    """By seed if there are several, by fold, emotion, gender and intensity, and outside the studio."""
+    seeds = ", ".join(f"{100 * seed['uar']:.1f}" for seed in result["seeds"])
+    by_seed = f"by seed {seeds}; " if len(result["seeds"]) > 1 else ""
     folds = ", ".join(f"{100 * fold['uar']:.1f}" for fold in result["folds"])
     recalls = ", ".join(f"{label} {100 * figures['recall']:.0f}" for label, figures in result["per_class"].items())
     groups = [
@@ -256,7 +258,7 @@ def details(result: dict) -> list[str]:
         for group, figures in result[field].items()
     ]
     lines = [
-        f"On people never heard, in per cent: UAR by fold {folds}; recall of {recalls}; UAR of voices "
+        f"On people never heard, in per cent: UAR {by_seed}by fold {folds}; recall of {recalls}; UAR of voices "
         f"and intensities: {', '.join(groups)}.",
     ]
     if conditions := result.get("conditions"):

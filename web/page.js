@@ -40,7 +40,8 @@ function resample(waveform, factor) {
   });
 }
 
-// Whether there is a voice, spoken, sung or screamed, as `has_voice` in ser_model/voice.py tells it.
+// Whether there is a voice, spoken, sung or screamed, as `has_voice` in ser_model/voice.py tells it, but for the look at
+// the loudest part with which that begins, to save time.
 async function hasVoice(window) {
   const settings = about.voice;
   if (!settings || window.length < settings.min_duration_s * about.sampling_rate) return true;
