@@ -1,5 +1,6 @@
 """Results on disk: kept one by one while a run goes on, then written as text, JSON, CSV or Parquet."""
 
+import contextlib
 import csv
 import errno
 import itertools
@@ -122,6 +123,17 @@ def _lines(file) -> Iterator[tuple[int, bytes]]:
         place += len(line)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of `path` at the end, whole, or vanishes with an error."""
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_results(results: Iterable[dict], output: str | None, *, kind: str, labels: list[str], timeline: bool) -> None:
     """
     Writes results as one of `FORMATS`, to the terminal if `output` is `None`; a file is replaced only by a whole one.
@@ -136,17 +148,12 @@ def write_results(results: Iterable[dict], output: str | None, *, kind: str, lab
         write(results, sys.stdout, labels, timeline)
         sys.stdout.flush()
         return
-    partial = Path(f"{output}.partial")
-    try:
+    with whole_file(Path(output)) as partial:
         if kind == "parquet":
             _write_parquet(results, partial, labels, timeline)
-        else:
-            with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                write(results, file, labels, timeline)
-        os.replace(partial, output)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+            return
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            write(results, file, labels, timeline)
 
 
 def _write_text(results: Iterable[dict], file, labels: list[str], timeline: bool) -> None:

@@ -8,7 +8,6 @@ import argparse
 import functools
 import hashlib
 import json
-import os
 import sys
 import zlib
 from pathlib import Path
@@ -19,13 +18,14 @@ import torch
 
 from ser_model import SerFeatureExtractor
 from ser_model.audio import AudioError, read_audio
+from ser_model.results import whole_file
 
 from .augment import change
 from .ravdess import RavdessError, data_fingerprint, load_ravdess, parse_name
 from .recipe import Recipe, Variant, load_recipe
 
 # Part of the cache's key: raise it when the code below changes what is computed from the same settings.
-VERSION = 3
+VERSION = 4
 
 
 def recipe_features(
@@ -154,9 +154,8 @@ def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_inc
     values = np.concatenate(clips)  # (num_frames, feature_size)
     columns |= {f"feature_{i}": column for i, column in enumerate(values.T)}
     table = datasets.Dataset.from_dict(columns)
-    partial = path.with_name(path.name + ".partial")
-    (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(str(partial))
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(str(partial))
     return len(table)
 
 

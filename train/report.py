@@ -5,7 +5,6 @@ Results: the folds' predictions as one file of figures, two pictures and a table
 """
 
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_model.configuration_ser import EMOTIONS, SerConfig
+from ser_model.results import whole_file
 
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
 from .ravdess import parse_name
@@ -136,13 +136,11 @@ def write_result(result: dict, path: Path) -> None:
     """The JSON file and, beside it, the confusion matrix and the training curves as pictures; each whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix, draw in ((".png", draw_confusion), (".curves.png", draw_curves)):
-        picture = path.with_suffix(suffix)
-        draw(result, picture.with_suffix(".partial.png"))
-        os.replace(picture.with_suffix(".partial.png"), picture)
-    partial = path.with_suffix(".partial")
+        with whole_file(path.with_suffix(suffix)) as partial:
+            draw(result, partial)
     text = json.dumps({**result, "curves": "CURVES"}, indent=1).replace('"CURVES"', json.dumps(result["curves"]))
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def draw_confusion(result: dict, path: Path) -> None:
@@ -318,9 +316,8 @@ def main() -> int:
         begins, ends = marked(name, "\0").split("\n\0\n")
         before, rest = text.split(begins)
         text = before + marked(name, write()) + rest.split(ends)[1]
-    partial = README.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, README)
+    with whole_file(README) as partial:
+        partial.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import shutil
 import sys
@@ -22,6 +21,7 @@ from sklearn.model_selection import train_test_split
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
+from ser_model.results import whole_file
 
 from . import recipe as recipes
 from .card import write_card
@@ -216,9 +216,8 @@ def save_run(run: dict, model, extractor, output: Path, *, with_code: bool) -> d
         extractor.save_pretrained(output)
     _write_card(run, output)
     run = {**run, "num_bytes": (output / "model.safetensors").stat().st_size}
-    partial = output / f"{RUN_FILE}.partial"  # RUN_FILE is written last: a folder that holds it is a finished run
-    partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
-    os.replace(partial, output / RUN_FILE)
+    with whole_file(output / RUN_FILE) as partial:  # written last: a folder that holds it is a finished run
+        partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return run
 
