@@ -6,7 +6,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import soxr
 import tqdm
 
 from ser_model import SerFeatureExtractor, SerForAudioClassification
@@ -14,15 +13,9 @@ from ser_model.audio import read_audio
 
 from .features import FeatureDataset
 from .metrics import scores
-from .outside import add_noise, clip_peaks, limit_band, reverberate
+from .outside import add_noise, clip_peaks, reverberate, telephone
 from .ravdess import parse_name
 from .train import predict
-
-
-def _telephone(waveform: np.ndarray, rate: int, generator) -> np.ndarray:
-    """300 to 3400 Hz at 8 kHz, the narrow band of ITU-T G.712."""
-    narrow = soxr.resample(waveform, rate, 8000)
-    return soxr.resample(limit_band(narrow, 8000, low_hz=300, high_hz=3400), 8000, rate)
 
 
 def _encode(waveform: np.ndarray, rate: int, *, codec: str, container: str) -> np.ndarray:
@@ -52,7 +45,7 @@ CONDITIONS: dict[str, Callable] = {
     "silence around": _pad_silence,
     "noise 20 dB": lambda waveform, rate, generator: add_noise(waveform, generator, snr_db=20),
     "noise 10 dB": lambda waveform, rate, generator: add_noise(waveform, generator, snr_db=10),
-    "telephone 8 kHz": _telephone,
+    "telephone 8 kHz": lambda waveform, rate, generator: telephone(waveform, rate),
     "MP3 32 kbit/s": lambda waveform, rate, generator: _encode(waveform, rate, codec="libmp3lame", container="mp3"),
     "Opus 32 kbit/s": lambda waveform, rate, generator: _encode(waveform, rate, codec="libopus", container="ogg"),
     # A furnished room's echo fades by 60 dB in 0.3 s.

@@ -6,6 +6,9 @@ Waveforms are (num_samples,) float32; chance comes from a `numpy.random.Generato
 
 import numpy as np
 import scipy.signal
+import soxr
+
+TELEPHONE_RATE = 8000
 
 
 def add_noise(waveform: np.ndarray, generator, *, snr_db: float, slope: float = 1.0) -> np.ndarray:
@@ -32,6 +35,12 @@ def limit_band(waveform: np.ndarray, rate: int, *, low_hz: float, high_hz: float
     return scipy.signal.sosfilt(band, waveform).astype(np.float32)
 
 
+def telephone(waveform: np.ndarray, rate: int, *, low_hz: float = 300, high_hz: float = 3400) -> np.ndarray:
+    """Through 8 kHz and back: the narrow band of ITU-T G.712, and nothing at all above."""
+    narrow = soxr.resample(waveform, rate, TELEPHONE_RATE)
+    return soxr.resample(limit_band(narrow, TELEPHONE_RATE, low_hz=low_hz, high_hz=high_hz), TELEPHONE_RATE, rate)
+
+
 def clip_peaks(waveform: np.ndarray, *, part: float) -> np.ndarray:
     """Whatever is louder than this part of the peak is cut off there."""
     limit = np.abs(waveform).max() * part
@@ -40,8 +49,8 @@ def clip_peaks(waveform: np.ndarray, *, part: float) -> np.ndarray:
 
 def record_outside(waveform: np.ndarray, rate: int, generator) -> np.ndarray:
     """
-    A clip in some room, amid some noise, through some narrow band, overdriven: each of them or not, as chance has it. The
-    bands are those of telephones and cheap microphones, the noises those between a quiet and a loud street.
+    A clip in some room, amid some noise, by telephone or through a cheap microphone, overdriven: each of them or not, as
+    chance has it. The noises are those between a quiet and a loud street.
     """
     if generator.random() < 0.3:
         fade_s, direct = generator.uniform(0.1, 0.6), generator.uniform(0.7, 2.0)
@@ -49,8 +58,12 @@ def record_outside(waveform: np.ndarray, rate: int, generator) -> np.ndarray:
     if generator.random() < 0.7:
         snr_db, slope = generator.uniform(3, 30), generator.uniform(0, 1.5)
         waveform = add_noise(waveform, generator, snr_db=snr_db, slope=slope)
-    if generator.random() < 0.4:
-        low_hz, high_hz = generator.uniform(50, 400), generator.choice([generator.uniform(3000, 4000), 0.9 * rate / 2])
+    band = generator.random()
+    if band < 0.3:
+        low_hz, high_hz = generator.uniform(200, 400), generator.uniform(3000, 3800)
+        waveform = telephone(waveform, rate, low_hz=low_hz, high_hz=high_hz)
+    elif band < 0.5:
+        low_hz, high_hz = generator.uniform(50, 400), generator.uniform(0.25, 0.45) * rate
         waveform = limit_band(waveform, rate, low_hz=low_hz, high_hz=high_hz)
     if generator.random() < 0.25:
         waveform = clip_peaks(waveform, part=generator.uniform(0.15, 0.7))
