@@ -134,6 +134,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
 def write_results(results: Iterable[dict], output: str | None, *, kind: str, labels: list[str], timeline: bool) -> None:
     """
     Writes results as one of `FORMATS`, to the terminal if `output` is `None`; a file is replaced only by a whole one.

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import DEFAULT, load_pipeline
-from ser_model.results import whole_file
+from ser_model.results import write_whole
 from ser_model.voice import CHUNK_SIZE, CONTEXT_SIZE, VoiceDetector, load_detector
 
 try:
@@ -172,12 +172,6 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     }
     onnx.helper.set_model_props(model, settings)
     write_whole(output, model.SerializeToString())
-
-
-def write_whole(output: Path, content: bytes) -> None:
-    """A file that appears whole or not at all."""
-    with whole_file(output) as partial:
-        partial.write_bytes(content)
 
 
 def _trace_classifier(classifier: WaveformClassifier, path: Path) -> None:

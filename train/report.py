@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_model.configuration_ser import EMOTIONS, SerConfig
-from ser_model.results import whole_file
+from ser_model.results import whole_file, write_whole
 
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
 from .ravdess import parse_name
@@ -139,8 +139,7 @@ def write_result(result: dict, path: Path) -> None:
         with whole_file(path.with_suffix(suffix)) as partial:
             draw(result, partial)
     text = json.dumps({**result, "curves": "CURVES"}, indent=1).replace('"CURVES"', json.dumps(result["curves"]))
-    with whole_file(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, f"{text}\n".encode())
 
 
 def draw_confusion(result: dict, path: Path) -> None:
@@ -316,8 +315,7 @@ def main() -> int:
         begins, ends = marked(name, "\0").split("\n\0\n")
         before, rest = text.split(begins)
         text = before + marked(name, write()) + rest.split(ends)[1]
-    with whole_file(README) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_whole(README, text.encode())
     return 0
 
 

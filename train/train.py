@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
-from ser_model.results import whole_file
+from ser_model.results import write_whole
 
 from . import recipe as recipes
 from .card import write_card
@@ -216,8 +216,7 @@ def save_run(run: dict, model, extractor, output: Path, *, with_code: bool) -> d
         extractor.save_pretrained(output)
     _write_card(run, output)
     run = {**run, "num_bytes": (output / "model.safetensors").stat().st_size}
-    with whole_file(output / RUN_FILE) as partial:  # written last: a folder that holds it is a finished run
-        partial.write_text(json.dumps(run) + "\n", encoding="utf-8")
+    write_whole(output / RUN_FILE, f"{json.dumps(run)}\n".encode())  # last: a folder that holds it is a finished run
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return run
 

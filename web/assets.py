@@ -17,7 +17,8 @@ from demo.results import load_results
 from ser_model import voice
 from ser_model.audio import MIN_DURATION_S
 from ser_model.pretrained import DEFAULT, available
-from train.export import export, export_voice_detector, open_session, write_whole
+from ser_model.results import write_whole
+from train.export import export, export_voice_detector, open_session
 
 FOLDER = Path(__file__).parent / "assets"
 RUNTIME = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
