@@ -21,9 +21,11 @@ class SerConfig(PreTrainedConfig):
         encoder.
     feature_size (`int`, defaults to 64):
         Width of one frame of `input_features`.
+    num_lags (`int`, defaults to 0):
+        How many of these, the last ones, are autocorrelations instead of mel bands; every member reads them as they are.
     num_cepstra (`list[int]`, defaults to `[40, 0]`):
         One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
-        reads a discrete cosine transform of them to that many cepstra.
+        reads a discrete cosine transform of the mel bands to that many cepstra.
     conv_channels (`int` or `list[int]`, defaults to 96):
         Channels of each convolution (or residual block of two); one number stands for all.
     conv_strides (`list[int]`, defaults to `[2, 2, 1]`):
@@ -50,6 +52,7 @@ class SerConfig(PreTrainedConfig):
 
     encoder: str = "residual_bilstm_attention"
     feature_size: int = 64
+    num_lags: int = 0
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)

@@ -1,5 +1,5 @@
 """
-Frame by frame descriptions of batches of waveforms, each equal to the function of librosa 0.11 that its docstring names.
+Frame by frame descriptions of batches of waveforms; those whose docstrings name a function of librosa 0.11 equal it.
 
 Waveforms are (batch, num_samples) with zeros after the shorter ones, spectra (batch, num_frames, n_fft // 2 + 1), masks
 (batch, num_frames), 1 on the frames of a clip. Frames are centred on multiples of `hop_length`.
@@ -10,6 +10,8 @@ import math
 import torch
 
 DELTA_WIDTH = 9  # frames, librosa's default
+PITCH_HZ = (60.0, 660.0)  # from a low man's voice to a scream
+HARMONICS_HZ = (50.0, 3400.0)  # what a telephone lets through, and most of what noise leaves
 
 
 def power_spectrum(waveforms: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:
@@ -38,6 +40,38 @@ def cosines(num_cepstra: int, num_bands: int) -> torch.Tensor:
     matrix = torch.cos(math.pi / num_bands * order * band) * math.sqrt(2 / num_bands)
     matrix[0] /= math.sqrt(2)
     return matrix
+
+
+def autocorrelation(power: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """
+    How alike each frame is to itself a lag later, (batch, num_frames, num_lags) in [-1, 1].
+
+    It is the generalised autocorrelation of Tolonen and Karjalainen (2000), the cosine transform of magnitudes to the power
+    of 2/3 instead of 2, in which weak harmonics count as well.
+
+    Args:
+        power: (batch, num_frames, num_bins), the spectrum at `harmonic_bins`.
+        filters: (num_bins, num_lags), of `lag_filters`.
+    """
+    magnitudes = power.clamp(min=1e-10) ** (1 / 3)
+    return magnitudes @ filters / magnitudes.sum(-1, keepdim=True)
+
+
+def harmonic_bins(n_fft: int, sampling_rate: int) -> slice:
+    """Of a spectrum of n_fft // 2 + 1 frequencies, those within `HARMONICS_HZ`."""
+    low_hz, high_hz = HARMONICS_HZ
+    return slice(math.ceil(low_hz * n_fft / sampling_rate), math.floor(high_hz * n_fft / sampling_rate) + 1)
+
+
+def lag_filters(num_lags: int, *, n_fft: int, sampling_rate: int) -> torch.Tensor:
+    """
+    The cosines for `autocorrelation`, (num_bins, num_lags): lags of one period of each pitch in `PITCH_HZ`, from the lowest
+    on, evenly spaced in semitones.
+    """
+    lowest, highest = PITCH_HZ
+    pitch = lowest * (highest / lowest) ** torch.linspace(0, 1, num_lags)
+    frequency = torch.arange(n_fft // 2 + 1)[harmonic_bins(n_fft, sampling_rate)] * sampling_rate / n_fft
+    return torch.cos(2 * math.pi * frequency[:, None] / pitch)
 
 
 def deltas(features: torch.Tensor, mask: torch.Tensor, *, order: int) -> torch.Tensor:

@@ -15,14 +15,19 @@ from .descriptors_ser import cosines
 
 
 class SerCepstrum(nn.Module):
-    """Log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend."""
+    """
+    Log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend. Autocorrelations,
+    which follow the bands, stay as they are.
+    """
 
     def __init__(self, config: SerConfig, num_cepstra: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_cepstra, config.feature_size))
+        self.weight = nn.Parameter(torch.empty(num_cepstra, config.feature_size - config.num_lags))
 
     def forward(self, input_features):
-        return nn.functional.linear(input_features, self.weight)
+        num_bands = self.weight.shape[1]
+        cepstra = nn.functional.linear(input_features[..., :num_bands], self.weight)
+        return torch.cat([cepstra, input_features[..., num_bands:]], -1)
 
     def initial_weight(self) -> torch.Tensor:
         return cosines(*self.weight.shape)
@@ -135,7 +140,8 @@ class SerResidualEncoder(nn.Module):
     def __init__(self, config: SerConfig, num_cepstra: int):
         super().__init__()
         self.cepstrum = SerCepstrum(config, num_cepstra) if num_cepstra else None
-        channels = [num_cepstra or config.feature_size, *_conv_channels(config)]
+        width = num_cepstra + config.num_lags if num_cepstra else config.feature_size
+        channels = [width, *_conv_channels(config)]
         self.blocks = nn.ModuleList(
             SerResidualBlock(config, *channels[i : i + 2], stride) for i, stride in enumerate(config.conv_strides)
         )

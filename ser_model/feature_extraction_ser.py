@@ -8,10 +8,13 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import chroma_filter_bank, mel_filter_bank
 
 from .descriptors_ser import (
+    autocorrelation,
     chroma,
     cosines,
     decibels,
     deltas,
+    harmonic_bins,
+    lag_filters,
     mean_over_time,
     power_spectrum,
     rms_energy,
@@ -32,9 +35,12 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     What the network hears of mono waveforms: each clip is trimmed of the silence at its ends, turned into frames of
     features, cut at `max_frames`, and normalised.
 
-    The features, by `feature_type`, each equal to librosa's of the same name (see `descriptors_ser.py`):
+    The features, by `feature_type`, but for the second each equal to librosa's of the same name (see `descriptors_ser.py`):
 
     - `"log_mel"`: `feature_size` mel bands in decibels, a band normalised by its Slaney area, zeros around the clip.
+    - `"log_mel_pitch"`: `num_mel_bins` such bands, and the autocorrelation at `feature_size` - `num_mel_bins` lags, whose
+      peak is the pitch of the voice. It is not normalised, but doubled, which makes it vary about as much as bands do that
+      are.
     - `"mfcc"`: the first `feature_size` coefficients of the cosine transform of `num_mel_bins` such bands.
     - `"zcr_rms_mfcc"`: zero-crossing rate, RMS energy, and `feature_size` - 2 MFCC.
     - `"descriptors"`: one frame for the whole clip, the means over time of MFCC, their first and second derivative (the
@@ -44,7 +50,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     Args:
         feature_type (`str`, defaults to `"log_mel"`): One of the above.
         feature_size (`int`, defaults to 64): Numbers in a frame.
-        num_mel_bins (`int`, *optional*): Mel bands; `feature_size` for `"log_mel"`, otherwise 128 if left out.
+        num_mel_bins (`int`, *optional*): Mel bands; if left out `feature_size` for `"log_mel"`, 64 for `"log_mel_pitch"`,
+            otherwise 128.
         sampling_rate (`int`, defaults to 16000): Rate of the waveforms, in hertz.
         n_fft (`int`, defaults to 512): Length of a frame and of its Fourier transform, in samples.
         hop_length (`int`, defaults to 256): Distance between frames, in samples.
@@ -87,7 +94,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.feature_type = feature_type
-        self.num_mel_bins = num_mel_bins or (feature_size if feature_type == "log_mel" else 128)
+        self.num_mel_bins = num_mel_bins or {"log_mel": feature_size, "log_mel_pitch": 64}.get(feature_type, 128)
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.f_min_hz = f_min_hz
@@ -99,7 +106,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.normalize = normalize
         self.mean = mean
         self.std = std
-        self.num_mfcc = self._check_settings()
+        num_rest = self._check_settings()
+        self.num_lags, self.num_mfcc = (num_rest, 0) if feature_type == "log_mel_pitch" else (0, num_rest)
         mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
             num_mel_filters=self.num_mel_bins,
@@ -111,9 +119,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         )
         self.mel_filters = torch.from_numpy(mel_filters).float()  # (n_fft // 2 + 1, num_mel_bins)
         self.window = torch.hann_window(n_fft)
+        self.lag_filters = lag_filters(self.num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
 
     def _check_settings(self) -> int:
-        """How many MFCC the features hold."""
+        """How many lags or MFCC the features hold."""
         if self.normalize not in ("utterance", "dataset", None):
             raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {self.normalize!r}.")
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sampling_rate / 2:
@@ -121,21 +130,23 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
                 f"Mel bands must lie between 0 and {self.sampling_rate / 2:g} Hz (half the sampling rate), "
                 f"not from {self.f_min_hz:g} to {self.f_max_hz:g} Hz."
             )
-        num_others = {"log_mel": self.num_mel_bins, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + self.num_mel_bins}
+        mel = self.num_mel_bins
+        num_others = {"log_mel": mel, "log_mel_pitch": mel, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
         if self.feature_type not in num_others:
             raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
         kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
-        num_mfcc, rest = divmod(self.feature_size - num_others[self.feature_type], kinds)
-        if rest or not (num_mfcc == 0 if self.feature_type == "log_mel" else 0 < num_mfcc <= self.num_mel_bins):
+        num_rest, odd = divmod(self.feature_size - num_others[self.feature_type], kinds)
+        least, most = {"log_mel": (0, 0), "log_mel_pitch": (1, math.inf)}.get(self.feature_type, (1, mel))
+        if odd or not least <= num_rest <= most:
             raise ValueError(
-                f"{self.feature_type} features of {self.num_mel_bins} mel bands must not have the size "
-                f"{self.feature_size}."
+                f"{self.feature_type} features of {mel} mel bands must not have the size {self.feature_size}."
             )
-        return num_mfcc
+        return num_rest
 
     def to_dict(self):
-        """The parameters; the filters, the window and the number of MFCC follow from them."""
-        return {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window", "num_mfcc")}
+        """The parameters, without what follows from them."""
+        derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc")
+        return {k: v for k, v in super().to_dict().items() if k not in derived}
 
     @property
     def max_duration_s(self) -> float:
@@ -232,7 +243,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
         if self.normalize == "utterance":
-            features = _normalize_utterances(features, mask)
+            num_normalized = features.shape[2] - self.num_lags
+            normalized = _normalize_utterances(features[..., :num_normalized], mask)
+            features = torch.cat([normalized, features[..., num_normalized:]], -1)
         elif self.normalize == "dataset":
             features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
         return features.masked_fill(~mask[..., None], self.padding_value), mask
@@ -262,6 +275,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         mel = decibels(mel_power, mask, top_db=self.top_db, relative=self.relative_level)
         if self.feature_type == "log_mel":
             return mel
+        if self.feature_type == "log_mel_pitch":
+            harmonics = power[..., harmonic_bins(self.n_fft, self.sampling_rate)]
+            return torch.cat([mel, 2 * autocorrelation(harmonics, self.lag_filters)], -1)
         mfcc = mel @ cosines(self.num_mfcc, self.num_mel_bins).T
         if self.feature_type == "mfcc":
             return mfcc

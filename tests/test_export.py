@@ -78,6 +78,15 @@ def test_other_settings(tiny_model, tmp_path, clips, options):
     np.testing.assert_allclose(run(open_session(tmp_path / "tiny.onnx"), clips), expected, atol=1e-4)
 
 
+def test_pitch(tmp_path, clips):
+    torch.manual_seed(0)
+    SerForAudioClassification(SerConfig(feature_size=96, num_lags=32, conv_channels=8)).save_pretrained(tmp_path)
+    SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=96).save_pretrained(tmp_path)
+    export(str(tmp_path), tmp_path / "tiny.onnx")
+    expected = answers(load_pipeline(str(tmp_path)), clips)
+    np.testing.assert_allclose(run(open_session(tmp_path / "tiny.onnx"), clips), expected, atol=1e-4)
+
+
 def test_mfcc_cut_and_normalised_by_the_training_set(tmp_path, clips):
     torch.manual_seed(0)
     config = SerConfig(encoder="conv2d_bilstm", feature_size=40, num_cepstra=[0], conv_channels=8, lstm_hidden_size=8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ser_model import SerFeatureExtractor
+from ser_model.descriptors_ser import PITCH_HZ
 from tests.conftest import make_voice
 
 
@@ -57,6 +58,36 @@ def test_zero_crossings_and_energy_agree_with_librosa(duration_s):
     np.testing.assert_allclose(found[:, 2:], expected, rtol=1e-3, atol=2e-3)
 
 
+PITCHED = {"feature_type": "log_mel_pitch", "feature_size": 64 + 48, "n_fft": 768}
+
+
+def hum(pitch_hz, harmonics=range(1, 20)):
+    """One second of a steady voice."""
+    t = np.arange(16000) / 16000
+    return sum(np.sin(2 * np.pi * pitch_hz * k * t + k) / k for k in harmonics).astype(np.float32)
+
+
+@pytest.mark.parametrize("pitch_hz", [90, 130, 180, 250])
+def test_tells_the_pitch(pitch_hz):
+    """Of a low voice, a quiet one, by telephone without its fundamental, and amid noise: one period is as good as two."""
+    voice, noise = hum(pitch_hz), np.random.default_rng(0).standard_normal(16000)
+    pitches = np.geomspace(*PITCH_HZ, 48)
+    place = np.abs(np.log(pitches / pitch_hz)).argmin()
+    for heard in (voice, 0.01 * voice, hum(pitch_hz, range(3, 7)), voice + noise * voice.std() / 2):
+        features = SerFeatureExtractor(**PITCHED, trim_db=None)(heard, sampling_rate=16000)["input_features"]
+        lags = features[0, :, 64:].mean(0)
+        assert lags[place] > 0.85 * lags.max()
+        assert lags[place] > 0.25 + np.median(lags)
+
+
+def test_pitch_follows_the_bands():
+    voice = make_voice(1.0)
+    bands = SerFeatureExtractor(n_fft=768)(voice, sampling_rate=16000)["input_features"]
+    found = SerFeatureExtractor(**PITCHED)(voice, sampling_rate=16000)["input_features"]
+    np.testing.assert_array_equal(found[..., :64], bands)
+    assert np.abs(found[..., 64:]).max() <= 2
+
+
 @pytest.fixture(scope="module")
 def described():
     """A voice's descriptors, and librosa's, by name."""
@@ -100,7 +131,9 @@ def test_descriptors_agree_with_librosa(described, name):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("mfcc", 40), ("zcr_rms_mfcc", 32), ("descriptors", 264)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("mfcc", 40), ("log_mel_pitch", 160), ("zcr_rms_mfcc", 32), ("descriptors", 264)]
+)
 def test_batch_equals_singles_for_every_kind(kind, size):
     extractor = make_extractor(feature_type=kind, feature_size=size)
     waveforms = [make_voice(d, seed=i) for i, d in enumerate((0.05, 2.0, 1.111))]
@@ -239,6 +272,7 @@ def test_silence_has_finite_features(extractor):
         {"feature_type": "wavelet"},
         {"feature_type": "mfcc", "feature_size": 200},
         {"feature_type": "descriptors", "feature_size": 263},
+        {"feature_type": "log_mel_pitch", "feature_size": 64},
         {"num_mel_bins": 40},
     ],
 )

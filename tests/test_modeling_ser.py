@@ -48,6 +48,20 @@ def test_batch_equals_singles_and_padding_changes_nothing(tiny_model, extractor,
     torch.testing.assert_close(tiny_model(**wider).logits, logits, atol=1e-5, rtol=0)
 
 
+@torch.inference_mode()
+def test_every_member_hears_the_pitch():
+    """Beside its cepstra as well as beside its bands."""
+    torch.manual_seed(0)
+    extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=96)
+    features = extractor(make_voice(1.0), sampling_rate=16000, return_tensors="pt")["input_features"]
+    other = features.clone()
+    other[..., 64:] = features[..., 64:].roll(5, -1)
+    for num_cepstra in ([20], [0]):
+        config = SerConfig(feature_size=96, num_lags=32, num_cepstra=num_cepstra, conv_channels=8, lstm_hidden_size=8)
+        model = SerForAudioClassification(config).eval()
+        assert (model(features).logits - model(other).logits).abs().max() > 1e-3
+
+
 def make_encoder(encoder):
     """A small model of each kind, with what it hears of four voices."""
     torch.manual_seed(0)

@@ -31,7 +31,11 @@ except ImportError as error:
 
 OPSET = 17  # the first that has STFT
 TOLERANCE = 1e-3  # in probability
-FEATURE_TYPES = ("log_mel", "mfcc")  # the others take frames of the waveform apart, which ONNX has no operator for
+FEATURE_TYPES = (
+    "log_mel",
+    "log_mel_pitch",
+    "mfcc",
+)  # the others take frames of the waveform apart, which ONNX has no operator for
 INT8_TYPES = ["Conv", "Gemm", "LSTM", "MatMul"]
 NETWORK = "network"  # how the names of the network's nodes begin: those of the extractor are never quantised
 
@@ -156,7 +160,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
             raise ExportError(f"{checkpoint} is not exported: it has {type(part).__name__}, not {known.__name__}.")
     if extractor.feature_type not in FEATURE_TYPES:
         raise ExportError(
-            f"{checkpoint} is not exported: it hears {extractor.feature_type}, and a graph can hear {' or '.join(FEATURE_TYPES)}."
+            f"{checkpoint} is not exported: it hears {extractor.feature_type}, and a graph can hear {', '.join(FEATURE_TYPES)}."
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

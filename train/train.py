@@ -145,10 +145,9 @@ def train(
     features = fit_normalization(extractor, features, rows["train"])
     sets = make_sets(augmentation, features, labels, rows)
     names = data.features["emotion"].names
-    config = SerConfig(feature_size=extractor.feature_size, id2label=dict(enumerate(names)), **recipe.model)
     trainer = make_trainer(
         recipe,
-        SerForAudioClassification(config),
+        make_network(recipe, extractor, names),
         extractor,
         sets,
         output=output,
@@ -160,8 +159,7 @@ def train(
     set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
-    # Judged and saved as it will be used, without the Trainer's bfloat16.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = trainer.accelerator.unwrap_model(trainer.model)
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
@@ -177,6 +175,14 @@ def train(
             run = save_run(run, model, extractor, output, with_code=with_code)
     processes.wait_for_everyone()
     return run
+
+
+def make_network(
+    recipe: recipes.Recipe, extractor: SerFeatureExtractor, labels: list[str]
+) -> SerForAudioClassification:
+    """A recipe's network for what its extractor gives, with random weights."""
+    widths = {"feature_size": extractor.feature_size, "num_lags": extractor.num_lags}
+    return SerForAudioClassification(SerConfig(**widths, id2label=dict(enumerate(labels)), **recipe.model))
 
 
 def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:

@@ -88,11 +88,6 @@ SCHEDULES = {
 }
 
 
-def has_bf16() -> bool:
-    """Whether the device multiplies bfloat16 in hardware, which takes half the time."""
-    return torch.cuda.is_available() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-
-
 @contextlib.contextmanager
 def saving(folder):
     """What goes wrong while `folder` is written, a full disk first of all, becomes a `RunError`."""
@@ -141,7 +136,6 @@ def make_trainer(
         accelerator_config={"split_batches": True, "use_seedable_sampler": False},
         ddp_find_unused_parameters=False,
         use_cpu=not torch.accelerator.is_available(),  # said outright, or else several processes would not join
-        bf16=has_bf16(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
@@ -178,7 +172,6 @@ def _learning(settings: recipes.Training, *, num_members: int, num_clips: int) -
         "num_train_epochs": settings.num_epochs * num_members,
         "per_device_train_batch_size": batch_size,
         "per_device_eval_batch_size": 64,
-        "train_sampling_strategy": "group_by_length",
         "dataloader_drop_last": num_clips > batch_size,  # a member's clip alone would break batch normalisation
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,

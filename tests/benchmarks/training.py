@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from transformers import set_seed
 
-from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
+from ser_model import SerFeatureExtractor
+from ser_model.configuration_ser import EMOTIONS
 from tests.conftest import make_voice
 from train import train as training
 from train.features import recipe_features
@@ -75,7 +76,7 @@ def main() -> None:
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, num_epochs=1))
     extractor, sets = read_clips(options.data, recipe)
     clips = sets["train"]
-    model = SerForAudioClassification(SerConfig(feature_size=extractor.feature_size, **recipe.model))
+    model = training.make_network(recipe, extractor, list(EMOTIONS))
     with tempfile.TemporaryDirectory() as folder:
         trainer = training.make_trainer(recipe, model, extractor, sets, output=Path(folder), seed=0, quiet=True)
         trainer.create_optimizer()
@@ -93,7 +94,6 @@ def main() -> None:
     shares.seconds["Trainer and the rest of Python"] = epoch_s - sum(shares.seconds.values())
     for name, seconds in shares.seconds.most_common():
         print(f"  {name:<32}{seconds:>8.2f} s{seconds / epoch_s:>8.1%}")
-    print(f"bf16: {'yes' if trainer.args.bf16 else 'no'} (used where a GPU or the processor has it)")
 
 
 if __name__ == "__main__":
