@@ -1,4 +1,4 @@
-"""Speech emotion recognition: log-mel -> CNN -> BiLSTM -> attention, in the style of transformers' own audio models."""
+"""Speech emotion recognition: log-mel and pitch -> CNN -> BiLSTM -> attention, in the style of transformers' own audio models."""
 
 import itertools
 import sys

@@ -85,14 +85,16 @@ class BatchAugmentation:
 
     def _mask(self, features: torch.Tensor) -> torch.Tensor:
         settings = self.augmentation
-        # torchaudio masks each clip by itself in four dimensions only.
-        features = features[:, None]  # (batch, 1, num_frames, feature_size)
+        batch, num_frames, size = features.shape
+        # torchaudio masks each clip by itself in four dimensions only; a mask needs but one of features and frames.
+        bands = features.new_ones(batch, 1, 1, size)
         for _ in range(settings.frequency_masks):
-            features = F.mask_along_axis_iid(features, settings.frequency_mask_bands, 0.0, 3)
-        longest = int(settings.time_mask_fraction * features.shape[2])
+            bands = F.mask_along_axis_iid(bands, settings.frequency_mask_bands, 0.0, 3)
+        frames = features.new_ones(batch, 1, num_frames, 1)
+        longest = int(settings.time_mask_fraction * num_frames)
         for _ in range(settings.time_masks):
-            features = F.mask_along_axis_iid(features, longest, 0.0, 2)
-        return features[:, 0]
+            frames = F.mask_along_axis_iid(frames, longest, 0.0, 2)
+        return features * (bands * frames)[:, 0]
 
     def _mix(self, features, attention_mask, targets):
         alpha = torch.tensor(self.augmentation.mixup_alpha)

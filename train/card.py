@@ -13,7 +13,7 @@ from .report import PROTOCOLS, details, result_path
 
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
 NETWORKS = {
-    "residual_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
+    "residual_bilstm_attention": "log-mel, pitch → CNN → BiLSTM → attention",
     "conv2d_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
     "conv1d_bilstm_transformer": "zero crossings, energy, MFCC → CNN beside BiLSTM and transformer",
     "bilstm": "MFCC → BiLSTM → LSTM",

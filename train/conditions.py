@@ -54,34 +54,37 @@ CONDITIONS: dict[str, Callable] = {
 }
 
 
-def score_conditions(runs: dict[Path, dict], paths: dict[str, str], names: list[str]) -> dict[str, dict[str, float]]:
+def score_conditions(
+    folder: Path, run: dict, paths: dict[str, str], names: list[str], *, quiet: bool = False
+) -> dict[str, dict[str, float]]:
     """
-    Figures of finished runs on their held-out clips under each condition.
+    Figures of a finished run on its held-out clips under each condition.
 
     Args:
-        runs: Folder of each fold's checkpoint -> its run (see `train.train`).
+        folder: Its checkpoint.
+        run: What `train.train` says of it.
         paths: Clip -> file.
         names: Of `CONDITIONS`.
 
     Returns:
-        For each condition the mean over folds of the figures of `metrics.scores`.
+        For each condition the figures of `metrics.scores`.
     """
-    by_fold = [_score_fold(folder, run, paths, names) for folder, run in runs.items()]
-    return {
-        name: {measure: float(np.mean([fold[name][measure] for fold in by_fold])) for measure in by_fold[0][name]}
-        for name in names
-    }
-
-
-def _score_fold(folder: Path, run: dict, paths: dict[str, str], names: list[str]) -> dict[str, dict[str, float]]:
     model = SerForAudioClassification.from_pretrained(folder)
     extractor = SerFeatureExtractor.from_pretrained(folder)
     rate = extractor.sampling_rate
     labels = [model.config.label2id[parse_name(clip)["emotion"]] for clip in run["clips"]]
     waveforms = [read_audio(paths[clip], rate) for clip in run["clips"]]
     figures = {}
-    for name in tqdm.tqdm(names, desc=folder.name, unit="condition", leave=False):
+    for name in tqdm.tqdm(names, desc=folder.name, unit="condition", leave=False, disable=quiet):
         changed = (CONDITIONS[name](w, rate, np.random.default_rng(i)) for i, w in enumerate(waveforms))
         features = [extractor(waveform, sampling_rate=rate)["input_features"][0] for waveform in changed]
         figures[name] = scores(predict(model, FeatureDataset([features], labels)), np.array(labels))
     return figures
+
+
+def mean_over_runs(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The mean of what `score_conditions` says of several runs."""
+    return {
+        name: {measure: float(np.mean([run[name][measure] for run in runs])) for measure in figures}
+        for name, figures in runs[0].items()
+    }

@@ -14,7 +14,7 @@ import tqdm
 from ser_model.audio import AudioError
 
 from . import recipe as recipes
-from .conditions import CONDITIONS, score_conditions
+from .conditions import CONDITIONS, mean_over_runs, score_conditions
 from .ravdess import FOLDS, RavdessError, load_ravdess
 from .report import print_result, result_path, summarise, write_result
 from .train import PROTOCOLS, explain, train, use_one_thread
@@ -41,7 +41,7 @@ def evaluate(
         folds: Of speaker-independent; the others have the one fold 1.
         runs_dir: Keeps each fold's run, so that an evaluation that was stopped goes on.
         held_out: `"test"`, or `"validation"` for choosing between recipes.
-        jobs: Folds trained side by side, one thread each.
+        jobs: Folds trained and scored side by side, one thread each.
         conditions: Names of `CONDITIONS` under which the held-out clips are scored once more.
 
     Returns:
@@ -67,17 +67,22 @@ def evaluate(
         )
         for seed, fold, folder in folders
     ]
-    runs = [task() for task in tasks] if jobs == 1 else _side_by_side(tasks, jobs)
+    runs = _run_all(tasks, jobs)
     result = summarise(runs, recipe, protocol=protocol, held_out=held_out)
     if conditions:
         data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
         paths = {Path(audio["path"]).stem: audio["path"] for audio in data["audio"]}
-        by_folder = {folder: run for (_, _, folder), run in zip(folders, runs)}
-        result["conditions"] = score_conditions(by_folder, paths, conditions)
+        tasks = [
+            functools.partial(score_conditions, folder, run, paths, conditions, quiet=jobs > 1)
+            for (_, _, folder), run in zip(folders, runs)
+        ]
+        result["conditions"] = mean_over_runs(_run_all(tasks, jobs))
     return result
 
 
-def _side_by_side(tasks: list, jobs: int) -> list[dict]:
+def _run_all(tasks: list, jobs: int) -> list[dict]:
+    if jobs == 1:
+        return [task() for task in tasks]
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=spawn, initializer=use_one_thread) as pool:
         # The first fold's process fills the feature cache that the others then read.
