@@ -57,3 +57,4 @@ def train(output: Path, batch_size: int) -> None:
 if __name__ == "__main__":
     for size in sys.argv[2:]:
         train(Path(sys.argv[1]) / size, int(size))
+    training.leave_processes()

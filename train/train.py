@@ -28,7 +28,7 @@ from .card import write_card
 from .features import FeatureDataset, collate, fit_normalization, recipe_features
 from .push import RUN_FILE, check_login, push
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
-from .trainer import CHECKPOINTS, RunError, last_whole_checkpoint, make_trainer, saving
+from .trainer import CHECKPOINTS, RunError, last_whole_checkpoint, leave_processes, make_trainer, saving
 
 PROTOCOLS = ("all", "speaker-independent", "random-split", "leaky-split")
 
@@ -314,7 +314,9 @@ def main(arguments: list[str] | None = None) -> int:
             hub_model_id=options.push_to_hub,
             tensorboard=options.tensorboard,
         )
-        if not PartialState().is_main_process:
+        is_main_process = PartialState().is_main_process
+        leave_processes()
+        if not is_main_process:
             return 0
         url = push(output, options.push_to_hub) if options.push_to_hub else None
     except (AudioError, RavdessError, RunError, ValueError, OSError) as error:

@@ -1,6 +1,7 @@
 """The Trainer of transformers, as a recipe wants it: augmentation, penalties, schedule, and checkpoints that are whole."""
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
@@ -160,6 +162,15 @@ def make_trainer(
         augmentation=BatchAugmentation(recipe.augmentation, weights),
         settings=settings,
     )
+
+
+def leave_processes() -> None:
+    """
+    Ends the group of processes that train together, if there is one: a thread of it that is still at work when Python ends
+    aborts its process, and the launcher then ends the others.
+    """
+    gc.collect()  # the Trainer that is no longer used, which holds the group as well
+    PartialState().destroy_process_group()
 
 
 def _learning(settings: recipes.Training, *, num_members: int, num_clips: int) -> dict:
