@@ -12,7 +12,7 @@ from ser_model.pipeline_ser import SILENCE_PEAK, WINDOW_S
 from ser_model.pretrained import load_pipeline
 from ser_model.voice import load_detector
 from tests.conftest import make_voice
-from train.export import TOLERANCE, ExportError, export, export_voice_detector, main, open_session, run
+from train.export import ExportError, export, export_voice_detector, main, open_session, run
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def answers(classifier, clips: list[np.ndarray]) -> np.ndarray:
 def test_answers_as_the_network_does(exported, clips):
     session, expected = open_session(exported), answers(load_pipeline(), clips)
     # ONNX Runtime's Fourier transform of 768 samples is rougher than torch's, which the pitch of quiet frames shows.
-    np.testing.assert_allclose(run(session, clips), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(run(session, clips), expected, atol=1e-4)
     for clip, answer in zip(clips, expected):
-        np.testing.assert_allclose(run(session, [clip])[0], answer, atol=TOLERANCE)
+        np.testing.assert_allclose(run(session, [clip])[0], answer, atol=1e-4)
 
 
 def test_int8_is_a_third_of_the_size_and_answers_alike(exported, tmp_path, clips):

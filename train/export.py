@@ -51,6 +51,9 @@ class WaveformClassifier(nn.Module):
         super().__init__()
         self.extractor = extractor
         self.network = network
+        angles = torch.arange(extractor.n_fft, dtype=torch.float64) * (2 * torch.pi / extractor.n_fft)
+        self.register_buffer("period", torch.stack([angles.cos(), angles.sin()]).float())
+        self.register_buffer("order", torch.arange(extractor.n_fft).float())
 
     def forward(self, waveform, lengths):
         """
@@ -84,17 +87,23 @@ class WaveformClassifier(nn.Module):
         return waveform[:, : lengths.max()], lengths
 
     def _power(self, waveform):
-        """`descriptors_ser.power_spectrum`; as ONNX has no complex numbers, the last axis holds the two parts."""
-        spectrum = torch.stft(
-            waveform,
-            self.extractor.n_fft,
-            self.extractor.hop_length,
-            window=self.extractor.window,
-            center=True,
-            pad_mode="constant",
-            return_complex=False,
-        )  # (batch, n_fft // 2 + 1, num_frames, 2)
-        return spectrum.square().sum(-1).transpose(1, 2)
+        """
+        `descriptors_ser.power_spectrum` as a convolution with waves: ONNX Runtime's own transform, of frames whose length is
+        no power of two, is rougher than torch's, by up to 8e-4 in the probabilities.
+        """
+        size = self.extractor.n_fft
+        waves = self.extractor.window * self._waves()  # (n_fft + 2, n_fft)
+        padded = F.pad(waveform[:, None], (size // 2, size // 2))
+        parts = F.conv1d(padded, waves[:, None], stride=self.extractor.hop_length)  # (batch, n_fft + 2, num_frames)
+        real, imaginary = parts.square().split(size // 2 + 1, dim=1)
+        return (real + imaginary).transpose(1, 2)
+
+    def _waves(self):
+        """(n_fft + 2, n_fft): cosines, then sines. A graph makes them of one period when it is loaded, so that it stays small."""
+        size = self.extractor.n_fft
+        # As a product of matrices, which the exporter does not work out beforehand.
+        steps = self.order[: size // 2 + 1, None] @ self.order[None]
+        return self.period[:, steps.remainder(size).long()].flatten(0, 1)
 
 
 class ChunkDetector(nn.Module):
