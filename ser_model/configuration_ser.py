@@ -16,9 +16,9 @@ EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "s
 @strict
 class SerConfig(PreTrainedConfig):
     r"""
-    encoder (`str`, defaults to `"residual_bilstm_attention"`):
-        The network between features and classifier: one of `encoders_ser.ENCODERS`. Not every setting below concerns every
-        encoder.
+    encoder (`str` or `list[str]`, defaults to `"residual_bilstm_attention"`):
+        The network between features and classifier: one of `encoders_ser.ENCODERS`, for all members or one for each. Not
+        every setting below concerns every encoder.
     feature_size (`int`, defaults to 64):
         Width of one frame of `input_features`.
     num_lags (`int`, defaults to 0):
@@ -30,6 +30,10 @@ class SerConfig(PreTrainedConfig):
         Channels of each convolution (or residual block of two); one number stands for all.
     conv_strides (`list[int]`, defaults to `[2, 2, 1]`):
         One convolution or block an entry, and by how much it (or the pooling after it) shortens time.
+    image_channels (`list[int]`, defaults to `[16, 32, 48]`):
+        Channels of each convolution over mel bands and time, as many as `conv_strides`.
+    lag_channels (`int`, defaults to 64):
+        Channels of the convolutions that read the autocorrelations beside such an image.
     conv_kernel_size (`int`, defaults to 5):
         Frames that a convolution sees; odd, so that frames stay centred.
     lstm_hidden_size (`int`, defaults to 64):
@@ -50,12 +54,14 @@ class SerConfig(PreTrainedConfig):
 
     model_type = "ser"
 
-    encoder: str = "residual_bilstm_attention"
+    encoder: str | list[str] | tuple[str, ...] = "residual_bilstm_attention"
     feature_size: int = 64
     num_lags: int = 0
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
+    image_channels: list[int] | tuple[int, ...] = (16, 32, 48)
+    lag_channels: int = 64
     conv_kernel_size: int = 5
     lstm_hidden_size: int = 64
     num_transformer_layers: int = 3

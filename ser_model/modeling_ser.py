@@ -44,15 +44,24 @@ class SerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
+def _encoders(config: SerConfig) -> list[type]:
+    """One a member."""
+    num_members = len(config.num_cepstra)
+    names = [config.encoder] * num_members if isinstance(config.encoder, str) else list(config.encoder)
+    if len(names) != num_members:
+        raise ValueError(f"encoder must be one name or {num_members}, one a member, not {len(names)}.")
+    if unknown := sorted(set(names) - set(ENCODERS)):
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, not {unknown[0]!r}.")
+    return [ENCODERS[name] for name in names]
+
+
 class SerModel(SerPreTrainedModel):
     """The members side by side, without the classifier."""
 
     def __init__(self, config: SerConfig):
         super().__init__(config)
-        if config.encoder not in ENCODERS:
-            raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, not {config.encoder!r}.")
-        encoder = ENCODERS[config.encoder]
-        self.members = nn.ModuleList(encoder(config, num_cepstra) for num_cepstra in config.num_cepstra)
+        encoders = _encoders(config)
+        self.members = nn.ModuleList(encode(config, size) for encode, size in zip(encoders, config.num_cepstra))
         self.post_init()
 
     def forward(self, input_features, attention_mask=None, output_attentions=None, return_dict=None):

@@ -56,8 +56,10 @@ def test_every_member_hears_the_pitch():
     features = extractor(make_voice(1.0), sampling_rate=16000, return_tensors="pt")["input_features"]
     other = features.clone()
     other[..., 64:] = features[..., 64:].roll(5, -1)
-    for num_cepstra in ([20], [0]):
-        config = SerConfig(feature_size=96, num_lags=32, num_cepstra=num_cepstra, conv_channels=8, lstm_hidden_size=8)
+    members = [("residual_bilstm_attention", 20), ("residual_bilstm_attention", 0), ("image_bilstm_attention", 0)]
+    for encoder, num_cepstra in members:
+        sizes = {"feature_size": 96, "num_lags": 32, "conv_channels": 8, "lstm_hidden_size": 8}
+        config = SerConfig(encoder=encoder, num_cepstra=[num_cepstra], **sizes)
         model = SerForAudioClassification(config).eval()
         assert (model(features).logits - model(other).logits).abs().max() > 1e-3
 
@@ -102,9 +104,39 @@ def test_every_encoder(encoder, tmp_path):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-def test_unknown_encoder_is_named():
-    with pytest.raises(ValueError, match="encoder must be one of"):
-        SerModel(SerConfig(encoder="perceiver"))
+@torch.inference_mode()
+def test_members_of_different_kinds(batch):
+    """Each is what it would be alone, and padding changes nothing where there is pitch beside an image."""
+    torch.manual_seed(0)
+    extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=96)
+    inputs = extractor(batch[0], sampling_rate=16000, return_tensors="pt")
+    sizes = {"feature_size": 96, "num_lags": 32, "conv_channels": 8, "lstm_hidden_size": 8}
+    encoders = ["residual_bilstm_attention", "image_bilstm_attention"]
+    model = SerForAudioClassification(SerConfig(encoder=encoders, num_cepstra=[20, 0], **sizes)).eval()
+    logits = model(**inputs).logits
+    for waveform, expected in zip(batch[0], logits):
+        single = extractor(waveform, sampling_rate=16000, return_tensors="pt")
+        torch.testing.assert_close(model(**single).logits[0], expected, atol=1e-5, rtol=0)
+    alone = []
+    for i, (encoder, num_cepstra) in enumerate(zip(encoders, [20, 0])):
+        member = SerForAudioClassification(SerConfig(encoder=encoder, num_cepstra=[num_cepstra], **sizes)).eval()
+        member.ser.members[0].load_state_dict(model.ser.members[i].state_dict())
+        member.classifiers[0].load_state_dict(model.classifiers[i].state_dict())
+        alone.append(member(**inputs).logits.exp())
+    torch.testing.assert_close(logits.exp(), torch.stack(alone).mean(0))
+
+
+@pytest.mark.parametrize(
+    "encoder, message",
+    [
+        ("perceiver", "encoder must be one of"),
+        (["bilstm", "perceiver"], "not 'perceiver'"),
+        (["bilstm"], "one name or 2, one a member, not 1"),
+    ],
+)
+def test_wrong_encoder_is_named(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        SerModel(SerConfig(encoder=encoder))
 
 
 def test_lstm_equals_packed_sequences():

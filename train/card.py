@@ -14,6 +14,7 @@ from .report import PROTOCOLS, details, result_path
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
 NETWORKS = {
     "residual_bilstm_attention": "log-mel, pitch → CNN → BiLSTM → attention",
+    "image_bilstm_attention": "log-mel as an image, pitch → CNN → BiLSTM → attention",
     "conv2d_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
     "conv1d_bilstm_transformer": "zero crossings, energy, MFCC → CNN beside BiLSTM and transformer",
     "bilstm": "MFCC → BiLSTM → LSTM",
@@ -109,7 +110,7 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         num_parameters=f"{run['num_parameters']:,}",
         num_labels=len(labels),
         labels=", ".join(labels),
-        network=NETWORKS[recipe["model"].get("encoder", SerConfig.encoder)],
+        network=_network(recipe["model"].get("encoder", SerConfig.encoder)),
         acts=" and ".join({"speech": "say", "song": "sing"}[channel] for channel in recipe["vocal_channels"]),
         figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
         fine_tuning=fine_tuning,
@@ -122,6 +123,11 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         citation=CITATION,
     )
     card.save(path)
+
+
+def _network(encoder: str | list[str]) -> str:
+    """What an encoder does, or several side by side."""
+    return " beside ".join(NETWORKS[name] for name in ([encoder] if isinstance(encoder, str) else encoder))
 
 
 def _committed_results(recipe_name: str) -> dict[str, dict]:
