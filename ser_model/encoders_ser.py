@@ -222,10 +222,10 @@ class SerImageEncoder(SerAttentionEncoder):
         self.joint_norm = nn.BatchNorm2d(num_channels)
 
     def convolve(self, input_features, mask):
-        bands, lags = input_features.split([self.num_bands, input_features.shape[2] - self.num_bands], 2)
+        bands, lags = input_features[..., : self.num_bands], input_features[..., self.num_bands :]
         lags, lag_mask = _without_padding(lags.transpose(1, 2)[:, :, None], mask), mask
         # As `_as_image`, but turned by 90 degrees: (batch, 1, bands, num_frames)
-        image = _without_padding(bands.mT.contiguous()[..., None].permute(0, 3, 1, 2), mask)
+        image = _without_padding(bands.transpose(1, 2).contiguous()[..., None].permute(0, 3, 1, 2), mask)
         mask = None if mask is None else mask[..., :: self.stride]
         image = _without_padding(torch.relu(self.norm(self.conv(image))), mask)
         for block in self.blocks:

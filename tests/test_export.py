@@ -43,7 +43,6 @@ def answers(classifier, clips: list[np.ndarray]) -> np.ndarray:
 
 def test_answers_as_the_network_does(exported, clips):
     session, expected = open_session(exported), answers(load_pipeline(), clips)
-    # ONNX Runtime's Fourier transform of 768 samples is rougher than torch's, which the pitch of quiet frames shows.
     np.testing.assert_allclose(run(session, clips), expected, atol=1e-4)
     for clip, answer in zip(clips, expected):
         np.testing.assert_allclose(run(session, [clip])[0], answer, atol=1e-4)

@@ -184,6 +184,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         "edge_size": str(EDGE_SIZE),
     }
     onnx.helper.set_model_props(model, settings)
+    _shorten_names(model.graph)
     write_whole(output, model.SerializeToString())
 
 
@@ -247,6 +248,7 @@ def _check(classifier: SerPipeline, path: Path, checkpoint: str) -> None:
 
 def _quantize(path: Path) -> onnx.ModelProto:
     names = [node.name for node in onnx.load(path).graph.node if node.name.startswith(f"/{NETWORK}/")]
+    names += [f"{name}_MatMul" for name in names if name.endswith("Gemm")]  # what the quantiser makes of them first
     quantized = path.with_name("int8.onnx")
     with _silent_stderr():
         quantize_dynamic(
@@ -258,6 +260,20 @@ def _quantize(path: Path) -> onnx.ModelProto:
             weight_type=QuantType.QUInt8,
         )
     return onnx.load(quantized)
+
+
+def _shorten_names(graph: onnx.GraphProto) -> None:
+    """Numbers for what nodes pass to each other: names that say where it was computed would be a sixth of a small graph."""
+    kept = {value.name for value in (*graph.input, *graph.output)} | {""}  # "" stands for an input left out
+    names = [name for node in graph.node for name in (*node.input, *node.output)]
+    short = {name: name if name in kept else str(i) for i, name in enumerate(dict.fromkeys(names))}
+    for node in graph.node:
+        node.ClearField("name")
+        node.input[:] = [short[name] for name in node.input]
+        node.output[:] = [short[name] for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
+    graph.ClearField("value_info")
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
