@@ -47,7 +47,7 @@ def write_csv(file, rows, columns=("path", "label")):
 
 def test_learns_other_labels_from_a_folder(base, folder, tmp_path, capsys):
     output = tmp_path / "mine"
-    command = ["--data", folder, "--output", output, "--model", base, "--epochs", 30, "--learning-rate", 0.005]
+    command = ["--data", folder, "--output", output, "--model", base, "--epochs", 60, "--learning-rate", 0.005]
     assert finetune.main(list(map(str, command))) == 0
     said = capsys.readouterr().out
     assert "bored, curious, happy; on 6 recordings kept out (at random): UAR 100.0 %" in said
