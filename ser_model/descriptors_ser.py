@@ -53,7 +53,7 @@ def autocorrelation(power: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
         power: (batch, num_frames, num_bins), the spectrum at `harmonic_bins`.
         filters: (num_bins, num_lags), of `lag_filters`.
     """
-    magnitudes = power.clamp(min=1e-10) ** (1 / 3)
+    magnitudes = power.clamp(min=1e-10).log_().mul_(1 / 3).exp_()  # quicker than `pow`
     return magnitudes @ filters / magnitudes.sum(-1, keepdim=True)
 
 

@@ -62,14 +62,14 @@ class SerBiLSTM(nn.Module):
         return states * mask[..., None].to(states.dtype), final[:, 0]
 
     def _whole(self, hidden_states):
-        """Of clips that are all as long as the batch."""
-        states, _ = self.forwards(hidden_states)
-        final = states[:, -1]
-        if self.backwards is not None:
-            states_back, _ = self.backwards(hidden_states.flip(1))
-            final = torch.cat([final, states_back[:, -1]], -1)
-            states = torch.cat([states, states_back.flip(1)], -1)
-        return states, final
+        """Of clips that are all as long as the batch: both directions in one call."""
+        directions = [lstm for lstm in (self.forwards, self.backwards) if lstm is not None]
+        weights = [weight for lstm in directions for weight in lstm.all_weights[0]]
+        start = hidden_states.new_zeros(len(directions), len(hidden_states), self.forwards.hidden_size)
+        states, final, _ = torch.lstm(
+            hidden_states, (start, start), weights, True, 1, 0.0, self.training, len(directions) == 2, True
+        )
+        return states, final.transpose(0, 1).flatten(1)
 
 
 class SerMaxPool(nn.Module):

@@ -324,7 +324,8 @@ def _take(features: torch.Tensor, heard: torch.Tensor) -> tuple[torch.Tensor, to
     num_frames = heard.sum(1, keepdim=True)  # (batch, 1)
     step = torch.arange(heard.shape[1])[: num_frames.max()]
     taken = (step + heard.long().argmax(1, keepdim=True)).clamp(max=heard.shape[1] - 1)
-    return features.gather(1, taken[..., None].expand(-1, -1, features.shape[2])), step < num_frames
+    clip = torch.arange(features.shape[0])[:, None]
+    return features[clip, taken], step < num_frames  # `gather` takes three times as long
 
 
 def _normalize_utterances(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,7 @@ class SerPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         self.voice_only = voice_only
         self.model.eval()  # a model that comes straight from training would still drop out at random
+        self.model.to(memory_format=torch.channels_last)  # as its convolutions would turn their weights each time
 
     def __call__(self, inputs, **kwargs):
         """
