@@ -188,6 +188,18 @@ def test_noise_or_mask_changes_each_clip_in_one_way():
     assert (out[noisy] - 1).std() == pytest.approx(0.1, abs=0.01)
 
 
+def test_narrow_band_takes_the_highest_bands_of_some_clips():
+    torch.manual_seed(0)
+    settings = Augmentation(narrow_band_probability=0.25, narrow_band_ends=(4, 5))
+    features, mask = torch.ones(400, 20, 10), torch.ones(400, 20).long()
+    augment = BatchAugmentation(settings, [1.0] * 8, num_lags=3)
+    out = augment(features, mask, torch.zeros(400).long())["input_features"]
+    kinds = {tuple(clip.tolist()): n for clip, n in zip(*out[:, 0].unique(dim=0, return_counts=True))}
+    ends = {size: int(kinds.pop((1.0,) * size + (0.0,) * (7 - size) + (1.0,) * 3)) for size in (4, 5, 7)}
+    assert not kinds and (out == out[:, :1]).all()
+    assert ends[7] == pytest.approx(300, abs=30) and ends[4] == pytest.approx(ends[5], abs=25)
+
+
 def test_every_variant_or_one_of_them():
     variants = [[np.full((2, 1), v, np.float32) for _ in range(3)] for v in (0, 1)]
     assert len(FeatureDataset(variants, [5, 6, 7])) == 3

@@ -28,6 +28,8 @@ class Augmentation:
     max_frames: int | None = None  # of a longer clip this long a stretch is heard, drawn anew each time
     frequency_masks: int = 0  # SpecAugment: how many, and of how many bands at most
     frequency_mask_bands: int = 0
+    narrow_band_probability: float = 0.0  # part of the clips that lose their highest bands, as by telephone,
+    narrow_band_ends: tuple[int, int] = (0, 0)  # from a band on that is drawn between these two
     time_masks: int = 0  # how many, and of what part of the clip at most
     time_mask_fraction: float = 0.0
     noise_or_mask_std: float = 0.0  # half of the clips get Gaussian noise of this deviation on their features,

@@ -159,7 +159,7 @@ def make_trainer(
         data_collator=collate,
         compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
-        augmentation=BatchAugmentation(recipe.augmentation, weights),
+        augmentation=BatchAugmentation(recipe.augmentation, weights, num_lags=model.config.num_lags),
         settings=settings,
     )
 
