@@ -129,9 +129,22 @@ def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):
     prepare = SerFeatureExtractor._prepare
     monkeypatch.setattr(SerFeatureExtractor, "_prepare", lambda self, waveform: prepare(self, waveform).diff())
     assert main(arguments) == 1
-    assert "probabilities differ from the network's" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "probabilities differ from the network's" in error and "does what the graph does not know" in error
     assert (tmp_path / "model.onnx").read_text() == "the last one"
     assert sorted(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
+
+
+def test_refuses_a_graph_that_does_not_run_or_that_eight_bits_spoil(tmp_path, capsys, monkeypatch):
+    arguments = ["--output", str(tmp_path / "model.onnx")]
+    monkeypatch.setattr("train.export.INT8_TOLERANCE", 0.0)
+    assert main([*arguments, "--int8"]) == 1
+    assert "eight bits are too few for it: leave out --int8" in capsys.readouterr().err
+    monkeypatch.setattr("train.export._shorten_names", lambda graph: graph.node.pop())
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "ONNX Runtime cannot run the graph" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_output_that_cannot_be_written(tmp_path, capsys):

@@ -151,7 +151,7 @@ def make_trainer(
     weights = class_weights(settings, sets["train"].labels, list(model.config.id2label.values()))
     metric = EmotionMetric(keep_in_memory=True)
     return SerTrainer(
-        model=model,
+        model=model.to(memory_format=torch.channels_last),  # as convolutions on a CPU want it
         processing_class=extractor,
         args=arguments,
         train_dataset=sets["train"],
