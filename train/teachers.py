@@ -31,11 +31,16 @@ def teach(
     Trains (or reads, where it is finished) one network of the recipe, without soft labels, for each pair of folds, on the
     actors of the other three. Returns their runs.
     """
-    plain = dataclasses.replace(recipe.augmentation, soft_label_weight=0.0)
+    # The recipe's temperature was fitted to networks that have learnt soft labels.
+    plain = dataclasses.replace(
+        recipe,
+        augmentation=dataclasses.replace(recipe.augmentation, soft_label_weight=0.0),
+        model={**recipe.model, "temperature": 1.0},
+    )
     tasks = [
         functools.partial(
             train,
-            dataclasses.replace(recipe, augmentation=plain),
+            plain,
             runs_dir / f"{recipe.name}.teachers.seed-{seed}" / f"folds-{pair[0]}-{pair[1]}",
             data_dir=data_dir,
             protocol="speaker-independent",
