@@ -18,13 +18,12 @@ from safetensors.torch import load_file
 
 from ser_model.pretrained import load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
-from train import evaluate, report, teachers
+from train import evaluate, report
 from train.augment import BatchAugmentation, change, change_speed
 from train.features import FeatureDataset, collate, extract_features, fit_normalization
 from train.features import main as features_main
 from train.ravdess import FOLDS, data_fingerprint, load_ravdess, parse_name
 from train.recipe import Augmentation, Training, Variant, available, load_recipe
-from train.soft_labels import PAIRS, soft_labels_path
 from train.train import main, predict, split_rows, train
 from train.trainer import RunError, class_weights, last_whole_checkpoint, penalty
 
@@ -266,19 +265,6 @@ def test_augmentation_masks_mixes_and_smooths():
     assert (features == 1).all()
 
 
-def test_soft_labels_take_their_part():
-    torch.manual_seed(0)
-    augment = BatchAugmentation(Augmentation(label_smoothing=0.4, soft_label_weight=0.25), [1.0, 1.0, 2.0, 1.0])
-    features, mask, labels = torch.zeros(2, 3, 5), torch.ones(2, 3).long(), torch.tensor([0, 2])
-    soft = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
-    out = augment(features, mask, labels, soft)["labels"]
-    torch.testing.assert_close(out, torch.tensor([[0.525, 0.325, 0.075, 0.075], [0.15, 0.15, 1.55, 0.15]]))
-    clips = FeatureDataset(
-        [[np.zeros((4, 5), np.float32)] * 2] * 2, [0, 2], soft_labels=list(soft.numpy()), every_variant=True
-    )
-    assert torch.equal(collate([clips[i] for i in range(4)])["soft_labels"], soft.repeat(2, 1))
-
-
 def test_no_augmentation_changes_nothing():
     features, mask, labels = torch.randn(4, 9, 6), torch.ones(4, 9).long(), torch.tensor([0, 1, 2, 3])
     out = BatchAugmentation(Augmentation(), [1.0] * 4)(features, mask, labels)
@@ -478,31 +464,6 @@ def test_evaluates_and_writes_the_result(ravdess, recipe_file, tmp_path, capsys,
     assert output.with_suffix(".curves.png").read_bytes().startswith(b"\x89PNG")
     assert len(result["curves"]["1"]["training loss"]) > 5
     assert not list(tmp_path.glob("*partial*"))
-
-
-def test_teachers_label_what_a_network_then_learns(ravdess, recipe_file, tmp_path, capsys):
-    short = {**TINY["training"], "num_epochs": 1}
-    soft = {**TINY["augmentation"], "soft_label_weight": 0.5}
-    recipe_file.write_text(yaml.safe_dump({**TINY, "training": short, "augmentation": soft}))
-    independent = ("--protocol", "speaker-independent", "--fold", 2)
-    assert main(command(recipe_file, ravdess, tmp_path / "early", *independent)) == 1
-    assert "train.teachers" in capsys.readouterr().err
-    options = ["--recipe", recipe_file, "--data", ravdess, "--allow-incomplete", "--jobs", "1", "--runs", tmp_path]
-    assert teachers.main([str(option) for option in options]) == 0
-    path = soft_labels_path("tiny")
-    content = json.loads(path.read_text())
-    fold_of = {actor: fold for fold, actors in FOLDS.items() for actor in actors}
-    assert content["recipe"]["augmentation"]["soft_label_weight"] == 0
-    assert [pair["folds"] for pair in content["pairs"]] == PAIRS
-    for pair in content["pairs"]:
-        assert {fold_of[int(clip[-2:])] for clip in pair["clips"]} == set(pair["folds"])
-    for name, options in {"fold": independent, "all": (), "random": ("--protocol", "random-split")}.items():
-        assert main(command(recipe_file, ravdess, tmp_path / name, *options)) == 0
-        run = json.loads((tmp_path / name / "run.json").read_text())
-        assert ("soft_labels" in run) == (name != "random")
-    path.write_text(path.read_text() + " ")
-    assert main(command(recipe_file, ravdess, tmp_path / "fold", *independent)) == 1
-    assert "another soft_labels" in capsys.readouterr().err
 
 
 def test_validation_actors_choose_and_test_actors_stay_unheard(ravdess, recipe_file, tmp_path):

@@ -37,8 +37,7 @@ def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
 
 class BatchAugmentation:
     """
-    Noise on or masks over each clip, smooth and soft labels, clips mixed in pairs, and labels scaled by the weight of their
-    class.
+    Noise on or masks over each clip, smooth labels, clips mixed in pairs, and labels scaled by the weight of their class.
 
     Masks are zeros: the mean of features that are normalised (SpecAugment, Park et al. 2019). Mixing is mixup (Zhang et
     al. 2018) on features and labels. All of it is vectorised and on the batch's device.
@@ -54,22 +53,19 @@ class BatchAugmentation:
         self.num_lags = num_lags
         self.class_weights = torch.tensor(class_weights)
 
-    def __call__(self, input_features, attention_mask, labels, soft_labels=None) -> dict[str, torch.Tensor]:
+    def __call__(self, input_features, attention_mask, labels) -> dict[str, torch.Tensor]:
         """
         Args:
             input_features: (batch, num_frames, feature_size). attention_mask: (batch, num_frames).
             labels: (batch,) int64.
-            soft_labels: (batch, num_labels), what others have heard in the clips.
 
         Returns:
-            The first three again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
+            The three again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
         """
         settings = self.augmentation
         weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
         targets = torch.nn.functional.one_hot(labels, num_labels).to(input_features.dtype)
         targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / num_labels
-        if soft_labels is not None:
-            targets = torch.lerp(targets, soft_labels, settings.soft_label_weight)
         targets = targets * weights[labels][:, None]
         input_features = self._mask(self._noise_or_mask(input_features, attention_mask))
         if torch.rand(()) < settings.mixup_probability:

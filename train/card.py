@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ser_model import SerConfig
 
-from .ravdess import CITATION, test_actors
+from .ravdess import CITATION, FOLDS
 from .report import PROTOCOLS, details, result_path
 
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -101,8 +101,7 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
     recipe, fine_tuning = run["recipe"], run.get("fine_tuning")
     name = repo_id.split("/")[1] if repo_id else recipe["name"]
     results = {} if fine_tuning else _committed_results(recipe["name"])
-    unheard = ", ".join(map(str, test_actors(run.get("fold") or [])))
-    trained_on = {"all": "on all 24 actors", "speaker-independent": f"without actors {unheard}"}
+    trained_on = {"all": "on all 24 actors", "speaker-independent": f"without actors {FOLDS.get(run.get('fold'))}"}
     card = ModelCard.from_template(
         _metadata(name, _eval_results(results, fine_tuning), fine_tuning),
         template_str=TEMPLATE,

@@ -67,7 +67,7 @@ def evaluate(
         )
         for seed, fold, folder in folders
     ]
-    runs = run_all(tasks, jobs)
+    runs = _run_all(tasks, jobs)
     result = summarise(runs, recipe, protocol=protocol, held_out=held_out)
     if conditions:
         data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
@@ -76,12 +76,11 @@ def evaluate(
             functools.partial(score_conditions, folder, run, paths, conditions, quiet=jobs > 1)
             for (_, _, folder), run in zip(folders, runs)
         ]
-        result["conditions"] = mean_over_runs(run_all(tasks, jobs))
+        result["conditions"] = mean_over_runs(_run_all(tasks, jobs))
     return result
 
 
-def run_all(tasks: list, jobs: int) -> list[dict]:
-    """Calls the tasks, `jobs` of them side by side, and gives what they return, in order."""
+def _run_all(tasks: list, jobs: int) -> list[dict]:
     if jobs == 1:
         return [task() for task in tasks]
     spawn = multiprocessing.get_context("spawn")

@@ -102,9 +102,6 @@ class FeatureDataset(torch.utils.data.Dataset):
     """
     Clips for the Trainer; of one with several variants each, one is drawn anew each time, or all are heard; so is a stretch
     of `max_frames` of a longer one.
-
-    Args:
-        soft_labels: (num_labels,) float a clip, a distribution for the Trainer to learn beside the label.
     """
 
     def __init__(
@@ -112,12 +109,10 @@ class FeatureDataset(torch.utils.data.Dataset):
         variants: list[list[np.ndarray]],
         labels: list[int],
         *,
-        soft_labels: list[np.ndarray] | None = None,
         every_variant: bool = False,
         max_frames: int | None = None,
     ):
         self.max_frames = max_frames
-        self.soft_labels = soft_labels * len(variants) if soft_labels and every_variant else soft_labels
         self.variants = [sum(variants, [])] if every_variant else variants
         self.labels = labels * len(variants) if every_variant else labels
 
@@ -130,8 +125,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         if self.max_frames and len(features) > self.max_frames:
             first = torch.randint(len(features) - self.max_frames + 1, ()).item()
             features = features[first : first + self.max_frames]
-        clip = {"input_features": features, "labels": self.labels[index]}
-        return {**clip, "soft_labels": self.soft_labels[index]} if self.soft_labels else clip
+        return {"input_features": features, "labels": self.labels[index]}
 
 
 def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
@@ -139,14 +133,11 @@ def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
     features = [torch.tensor(clip["input_features"]) for clip in clips]
     num_frames = torch.tensor([len(clip) for clip in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-    batch = {
+    return {
         "input_features": padded,
         "attention_mask": (torch.arange(padded.shape[1]) < num_frames[:, None]).long(),
         "labels": torch.tensor([clip["labels"] for clip in clips]),
     }
-    if "soft_labels" in clips[0]:
-        batch["soft_labels"] = torch.tensor(np.stack([clip["soft_labels"] for clip in clips]), dtype=torch.float32)
-    return batch
 
 
 def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_incomplete: bool = False) -> int:

@@ -285,30 +285,23 @@ def data_fingerprint(dataset: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def split_actors(fold: int | list[int], *, num_validation: int = 4) -> dict[str, list[int]]:
+def split_actors(fold: int, *, num_validation: int = 4) -> dict[str, list[int]]:
     """
-    Actors for `train`, `validation` and `test`: the test actors are those of fold 1 to 5, or of several folds; the
-    validation actors, half of them male, are drawn from the others, always the same ones for the same fold.
+    Actors for `train`, `validation` and `test`: the test actors are those of fold 1 to 5; the validation actors, half
+    of them male, are drawn from the others, always the same ones for the same fold.
 
     Raises:
         `ValueError`: no such fold, or an odd number of validation actors.
     """
-    test = test_actors(fold)
+    if fold not in FOLDS:
+        raise ValueError(f"There is no fold {fold}: choose one of {', '.join(map(str, FOLDS))}.")
     if num_validation % 2:
         raise ValueError(f"num_validation is {num_validation}: it must be even, for as many women as men.")
     generator = np.random.default_rng(fold)
-    others = [actor for actor in ACTORS if actor not in test]
+    others = [actor for actor in ACTORS if actor not in FOLDS[fold]]
     validation = []
     for remainder in (0, 1):
         candidates = [actor for actor in others if actor % 2 == remainder]
         validation += generator.permutation(candidates)[: num_validation // 2].tolist()
     train = [actor for actor in others if actor not in validation]
-    return {"train": train, "validation": sorted(validation), "test": test}
-
-
-def test_actors(fold: int | list[int]) -> list[int]:
-    """Of a fold, or of several."""
-    folds = [fold] if isinstance(fold, int) else fold
-    if unknown := sorted(set(folds) - set(FOLDS)):
-        raise ValueError(f"There is no fold {unknown[0]}: choose one of {', '.join(map(str, FOLDS))}.")
-    return sorted(actor for fold in folds for actor in FOLDS[fold])
+    return {"train": train, "validation": sorted(validation), "test": sorted(FOLDS[fold])}

@@ -37,7 +37,6 @@ class Augmentation:
     mixup_probability: float = 0.0  # part of the batches that are mixed
     mixup_alpha: float = 0.4  # of the Beta distribution of the mixing weight
     label_smoothing: float = 0.0
-    soft_label_weight: float = 0.0  # what `soft_labels` counts in a clip's label; the rest is the emotion acted
 
 
 @dataclass(frozen=True)

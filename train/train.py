@@ -28,15 +28,12 @@ from .card import write_card
 from .features import FeatureDataset, collate, fit_normalization, recipe_features
 from .push import RUN_FILE, check_login, push
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
-from .soft_labels import read_soft_labels
 from .trainer import CHECKPOINTS, RunError, last_whole_checkpoint, leave_processes, make_trainer, saving
 
 PROTOCOLS = ("all", "speaker-independent", "random-split", "leaky-split")
 
 
-def split_rows(
-    data: datasets.Dataset, recipe: recipes.Recipe, *, protocol: str, fold: int | list[int] | None, seed: int
-) -> dict:
+def split_rows(data: datasets.Dataset, recipe: recipes.Recipe, *, protocol: str, fold: int | None, seed: int) -> dict:
     """
     Row numbers of `train`, `validation` and `test`, by the protocol.
 
@@ -86,7 +83,7 @@ def train(
     *,
     data_dir: str | None = None,
     protocol: str = "all",
-    fold: int | list[int] | None = None,
+    fold: int | None = None,
     seed: int = 0,
     held_out: str = "test",
     allow_incomplete: bool = False,
@@ -103,7 +100,7 @@ def train(
     Args:
         protocol: As in `split_rows`; or `"leaky-split"`, what must not be done, to show what it is worth: see `make_leak`
             and `split_leak`.
-        fold: 1 to 5, for the protocol speaker-independent; or several, that are left out together.
+        fold: 1 to 5, for the protocol speaker-independent.
         held_out: `"test"` scores test clips; `"validation"` scores validation clips, for choosing between recipes:
             then neither validation nor test clips are learnt from.
         with_code: Put the classes' code beside the weights.
@@ -115,8 +112,7 @@ def train(
         What `run.json` holds.
 
     Raises:
-        `RunError`: `output` holds another run, or the recipe's soft labels are missing. `RavdessError`, `AudioError`:
-            something is wrong with the data.
+        `RunError`: `output` holds another run. `RavdessError`, `AudioError`: something is wrong with the data.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():  # one fills the cache
@@ -129,11 +125,6 @@ def train(
         "held_out": held_out,
         "data_fingerprint": data_fingerprint(data),
     }
-    clips = [Path(audio["path"]).stem for audio in data["audio"]]
-    soft = None
-    if recipe.augmentation.soft_label_weight and held_out == "test" and protocol in ("all", "speaker-independent"):
-        # Not for the other protocols: the networks that gave them have heard clips that are held out there.
-        soft, settings["soft_labels"] = read_soft_labels(recipe.name, clips, test_fold=fold)
     if finished := _finished_run(output, settings):
         if processes.is_main_process:
             _write_card(finished, output)  # with what has been measured since
@@ -142,6 +133,7 @@ def train(
     with processes.main_process_first():
         extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
     labels, augmentation = list(data["emotion"]), recipe.augmentation
+    clips = [Path(audio["path"]).stem for audio in data["audio"]]
     if protocol == "leaky-split":
         features, labels, clips, augmentation = make_leak(features, labels, clips, augmentation)
         rows = split_leak(labels, seed=seed)
@@ -151,7 +143,7 @@ def train(
             rows["train"] = np.concatenate([rows["train"], rows["validation"]])
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
-    sets = make_sets(augmentation, features, labels, rows, soft_labels=soft)
+    sets = make_sets(augmentation, features, labels, rows)
     names = data.features["emotion"].names
     trainer = make_trainer(
         recipe,
@@ -193,20 +185,8 @@ def make_network(
     return SerForAudioClassification(SerConfig(**widths, id2label=dict(enumerate(labels)), **recipe.model))
 
 
-def make_sets(
-    augmentation: recipes.Augmentation,
-    features: dict,
-    labels: list[int],
-    rows: dict,
-    *,
-    soft_labels: np.ndarray | None = None,
-) -> dict:
-    """
-    Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part.
-
-    Args:
-        soft_labels: (num_clips, num_labels), of clips to learn from.
-    """
+def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:
+    """Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part."""
 
     def clips(part: str, variants: tuple[recipes.Variant, ...], **options) -> FeatureDataset:
         chosen = [[features[variant][i] for i in rows[part]] for variant in variants]
@@ -214,8 +194,6 @@ def make_sets(
 
     judged = {part: clips(part, (recipes.Variant(),)) for part in rows if part != "train"}
     options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames}
-    if soft_labels is not None:
-        options["soft_labels"] = list(soft_labels[rows["train"]])
     return {"train": clips("train", augmentation.variants, **options), **judged}
 
 
