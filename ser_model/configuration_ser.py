@@ -23,11 +23,9 @@ class SerConfig(PreTrainedConfig):
         Width of one frame of `input_features`.
     num_lags (`int`, defaults to 0):
         How many of these, the last ones, are autocorrelations instead of mel bands; every member reads them as they are.
-    num_band_sets (`int`, defaults to 1):
-        How often they hold the same mel bands, each time normalised otherwise.
     num_cepstra (`list[int]`, defaults to `[40, 0]`):
         One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
-        reads a discrete cosine transform of each set of mel bands to that many cepstra.
+        reads a discrete cosine transform of the mel bands to that many cepstra.
     conv_channels (`int` or `list[int]`, defaults to 96):
         Channels of each convolution (or residual block of two); one number stands for all.
     conv_strides (`list[int]`, defaults to `[2, 2, 1]`):
@@ -59,7 +57,6 @@ class SerConfig(PreTrainedConfig):
     encoder: str | list[str] | tuple[str, ...] = "residual_bilstm_attention"
     feature_size: int = 64
     num_lags: int = 0
-    num_band_sets: int = 1
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
@@ -84,8 +81,3 @@ class SerConfig(PreTrainedConfig):
         if self.id2label is not None and self.label2id is None:
             self.label2id = {label: int(i) for i, label in self.id2label.items()}
         super().__post_init__(**kwargs)
-
-    @property
-    def num_bands(self) -> int:
-        """Mel bands in one set of them."""
-        return (self.feature_size - self.num_lags) // self.num_band_sets

@@ -7,8 +7,6 @@ clip (batch, pooled_size), and the attention over time (batch, heads, time), or 
 nothing: it is put back to zero before whatever looks beyond one frame, which then sees the end of the clip.
 """
 
-import contextlib
-
 import torch
 from torch import nn
 
@@ -18,21 +16,18 @@ from .descriptors_ser import cosines
 
 class SerCepstrum(nn.Module):
     """
-    Each set of log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend.
-    Autocorrelations, which follow the bands, stay as they are.
+    Log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend. Autocorrelations,
+    which follow the bands, stay as they are.
     """
 
     def __init__(self, config: SerConfig, num_cepstra: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_cepstra, config.num_bands))
-        self.sizes = [config.num_bands * config.num_band_sets, config.num_lags]
-        self.feature_size = num_cepstra * config.num_band_sets + config.num_lags
+        self.weight = nn.Parameter(torch.empty(num_cepstra, config.feature_size - config.num_lags))
 
     def forward(self, input_features):
-        """(batch, num_frames, width of a frame) -> (batch, num_frames, `self.feature_size`)"""
-        bands, lags = input_features.split(self.sizes, -1)
-        cepstra = nn.functional.linear(bands.unflatten(-1, (-1, self.weight.shape[1])), self.weight).flatten(-2)
-        return torch.cat([cepstra, lags], -1)
+        num_bands = self.weight.shape[1]
+        cepstra = nn.functional.linear(input_features[..., :num_bands], self.weight)
+        return torch.cat([cepstra, input_features[..., num_bands:]], -1)
 
     def initial_weight(self) -> torch.Tensor:
         return cosines(*self.weight.shape)
@@ -168,16 +163,12 @@ class SerAttentionEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, input_features, attention_mask):
-        device, dtype = input_features.device.type, input_features.dtype
-        mask_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-        mask = None if attention_mask is None else attention_mask[:, None, None].to(mask_dtype)
+        mask = None if attention_mask is None else attention_mask[:, None, None].to(input_features.dtype)
         hidden_states, mask = self.convolve(input_features, mask)
-        hidden_states = hidden_states[:, :, 0].transpose(1, 2).to(dtype)
-        mask = None if mask is None else mask[:, 0, 0].to(dtype)  # (batch, time)
-        with without_autocast(device):
-            hidden_states, _ = self.lstm(hidden_states, mask)
-            hidden_states = self.lstm_dropout(hidden_states)
-            pooled, weights = self.pooling(hidden_states, mask)
+        mask = None if mask is None else mask[:, 0, 0]  # (batch, time)
+        hidden_states, _ = self.lstm(hidden_states[:, :, 0].transpose(1, 2), mask)
+        hidden_states = self.lstm_dropout(hidden_states)
+        pooled, weights = self.pooling(hidden_states, mask)
         return hidden_states, pooled, weights
 
 
@@ -188,7 +179,7 @@ class SerResidualEncoder(SerAttentionEncoder):
         channels = _conv_channels(config)
         super().__init__(config, channels[-1])
         self.cepstrum = SerCepstrum(config, num_cepstra) if num_cepstra else None
-        width = self.cepstrum.feature_size if num_cepstra else config.feature_size
+        width = num_cepstra + config.num_lags if num_cepstra else config.feature_size
         self.blocks = _blocks_over_time(config, [width, *channels], config.conv_strides)
 
     def convolve(self, input_features, mask):
@@ -201,9 +192,8 @@ class SerResidualEncoder(SerAttentionEncoder):
 
 class SerImageEncoder(SerAttentionEncoder):
     """
-    Ours, with the mel bands as an image, each set of them a channel: a convolution and residual ones over bands and time,
-    each of which halves the bands; autocorrelations -> residual convolutions over time; both side by side -> convolution
-    of size 1 -> BiLSTM -> attention.
+    Ours, with the mel bands as an image: a convolution and residual ones over bands and time, each of which halves the bands;
+    autocorrelations -> residual convolutions over time; both side by side -> convolution of size 1 -> BiLSTM -> attention.
 
     Convolutions over bands find a voice's resonances wherever the size of a throat has put them.
     """
@@ -211,13 +201,10 @@ class SerImageEncoder(SerAttentionEncoder):
     def __init__(self, config: SerConfig, num_cepstra: int):
         num_channels = _conv_channels(config)[-1]
         super().__init__(config, num_channels)
-        self.num_bands = config.num_bands
-        self.sizes = [config.num_bands * config.num_band_sets, config.num_lags]
+        self.num_bands = config.feature_size - config.num_lags
         channels, strides = config.image_channels, config.conv_strides
         size, self.stride = config.conv_kernel_size, strides[0]
-        self.conv = nn.Conv2d(
-            config.num_band_sets, channels[0], size, stride=(2, self.stride), padding=size // 2, bias=False
-        )
+        self.conv = nn.Conv2d(1, channels[0], size, stride=(2, self.stride), padding=size // 2, bias=False)
         self.norm = nn.BatchNorm2d(channels[0])
         self.blocks = nn.ModuleList(
             SerResidualBlock(config, *channels[i : i + 2], kernel=(3, 3), strides=(2, stride))
@@ -235,11 +222,10 @@ class SerImageEncoder(SerAttentionEncoder):
         self.joint_norm = nn.BatchNorm2d(num_channels)
 
     def convolve(self, input_features, mask):
-        bands, lags = input_features.split(self.sizes, -1)
+        bands, lags = input_features[..., : self.num_bands], input_features[..., self.num_bands :]
         lags, lag_mask = _without_padding(lags.transpose(1, 2)[:, :, None], mask), mask
-        # As `_as_image`, but turned by 90 degrees: (batch, sets, bands, num_frames)
-        image = bands.unflatten(-1, (-1, self.num_bands)).permute(0, 3, 1, 2).contiguous()
-        image = _without_padding(image.permute(0, 3, 1, 2), mask)
+        # As `_as_image`, but turned by 90 degrees: (batch, 1, bands, num_frames)
+        image = _without_padding(bands.transpose(1, 2).contiguous()[..., None].permute(0, 3, 1, 2), mask)
         mask = None if mask is None else mask[..., :: self.stride]
         image = _without_padding(torch.relu(self.norm(self.conv(image))), mask)
         for block in self.blocks:
@@ -392,12 +378,6 @@ ENCODERS = {
     "conv2d_bilstm": SerConv2dEncoder,
     "conv1d": SerConv1dEncoder,
 }
-
-
-def without_autocast(device_type: str):
-    """Where training rounds, it rounds convolutions alone: pooling takes small differences of large numbers."""
-    enabled = torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if enabled else contextlib.nullcontext()
 
 
 def _conv_channels(config: SerConfig) -> list[int]:

@@ -25,7 +25,6 @@ from .descriptors_ser import (
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
 MIN_DEVIATION_DB = 1.0
-LEVEL_DEVIATION_DB = 15.0  # about the deviation of all bands and frames of a clip
 # Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
 # without pauses is kept but for its quietest frames.
 NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
@@ -64,10 +63,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             within this many decibels of the loudest are cut off; in a noisy recording more of them (see
             `is_heard`). `None` keeps them.
         max_frames (`int`, *optional*): What is heard of a longer clip: its first frames. `None` hears all.
-        normalize (`str` or `list[str]`, *optional*, defaults to `"utterance"`): `"utterance"` gives each feature of each
-            clip mean 0 and deviation 1; `"level"` subtracts the mean of all mel bands of a clip and divides by 15 dB,
-            which keeps what colours the voice; `"dataset"` subtracts `mean` and divides by `std`; `None` leaves features
-            as they are. With a list of the first two the mel bands are there once for each, in that order.
+        normalize (`str`, *optional*, defaults to `"utterance"`): `"utterance"` gives each feature of each clip mean 0
+            and deviation 1; `"dataset"` subtracts `mean` and divides by `std`; `None` leaves features as they are.
         mean, std (`list[float]`, *optional*): For `"dataset"`, of each feature over the training clips' frames.
         padding_value (`float`, defaults to 0.0): What fills a shorter clip of a batch.
     """
@@ -97,10 +94,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.feature_type = feature_type
-        self.normalize = normalize
-        self.num_band_sets = len(self._normalizations())
-        num_bands = {"log_mel": feature_size // self.num_band_sets, "log_mel_pitch": 64}.get(feature_type, 128)
-        self.num_mel_bins = num_mel_bins or num_bands
+        self.num_mel_bins = num_mel_bins or {"log_mel": feature_size, "log_mel_pitch": 64}.get(feature_type, 128)
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.f_min_hz = f_min_hz
@@ -109,6 +103,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.relative_level = relative_level
         self.trim_db = trim_db
         self.max_frames = max_frames
+        self.normalize = normalize
         self.mean = mean
         self.std = std
         num_rest = self._check_settings()
@@ -128,22 +123,15 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_settings(self) -> int:
         """How many lags or MFCC the features hold."""
-        if unknown := set(self._normalizations()) - {"utterance", "level", "dataset", None}:
-            raise ValueError(f"normalize must be 'utterance', 'level', 'dataset' or None, not {unknown.pop()!r}.")
-        for_bands = self.feature_type in ("log_mel", "log_mel_pitch")
-        if "level" in self._normalizations() and not for_bands:
-            raise ValueError(
-                f"normalize must not be 'level' for {self.feature_type} features, which are no bands alone."
-            )
-        if self.num_band_sets > 1 and (not for_bands or {"dataset", None} & {*self._normalizations()}):
-            raise ValueError("normalize must be a list of 'utterance' and 'level' alone, and only for mel bands.")
+        if self.normalize not in ("utterance", "dataset", None):
+            raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {self.normalize!r}.")
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sampling_rate / 2:
             raise ValueError(
                 f"Mel bands must lie between 0 and {self.sampling_rate / 2:g} Hz (half the sampling rate), "
                 f"not from {self.f_min_hz:g} to {self.f_max_hz:g} Hz."
             )
-        mel, bands = self.num_mel_bins, self.num_mel_bins * self.num_band_sets
-        num_others = {"log_mel": bands, "log_mel_pitch": bands, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
+        mel = self.num_mel_bins
+        num_others = {"log_mel": mel, "log_mel_pitch": mel, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
         if self.feature_type not in num_others:
             raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
         kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
@@ -155,13 +143,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         return num_rest
 
-    def _normalizations(self) -> list:
-        """One a set of mel bands."""
-        return list(self.normalize) if isinstance(self.normalize, (list, tuple)) else [self.normalize]
-
     def to_dict(self):
         """The parameters, without what follows from them."""
-        derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc", "num_band_sets")
+        derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc")
         return {k: v for k, v in super().to_dict().items() if k not in derived}
 
     @property
@@ -258,12 +242,12 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         if self.feature_type == "descriptors":
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
-        if self.normalize == "dataset":
+        if self.normalize == "utterance":
+            num_normalized = features.shape[2] - self.num_lags
+            normalized = _normalize_utterances(features[..., :num_normalized], mask)
+            features = torch.cat([normalized, features[..., num_normalized:]], -1)
+        elif self.normalize == "dataset":
             features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
-        elif self.normalize is not None:
-            num_values = features.shape[2] - self.num_lags
-            bands, lags = features[..., :num_values], features[..., num_values:]
-            features = torch.cat([*(_NORMALIZE[name](bands, mask) for name in self._normalizations()), lags], -1)
         return features.masked_fill(~mask[..., None], self.padding_value), mask
 
     def is_heard(self, mel_power: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -351,12 +335,3 @@ def _normalize_utterances(features: torch.Tensor, mask: torch.Tensor) -> torch.T
     mean = (features * weights).sum(1, keepdim=True) / count
     variance = ((features - mean).square() * weights).sum(1, keepdim=True) / count
     return (features - mean) / variance.sqrt().clamp(min=MIN_DEVIATION_DB)
-
-
-def _normalize_levels(bands: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean 0 over all bands and frames of each clip under `mask`, and `LEVEL_DEVIATION_DB` to 1."""
-    level = (bands.mean(-1) * mask).sum(1) / mask.sum(1)  # (batch,), in decibels
-    return (bands - level[:, None, None]) / LEVEL_DEVIATION_DB
-
-
-_NORMALIZE = {"utterance": _normalize_utterances, "level": _normalize_levels}

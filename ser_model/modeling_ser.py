@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .configuration_ser import SerConfig
-from .encoders_ser import ENCODERS, SerCepstrum, without_autocast
+from .encoders_ser import ENCODERS, SerCepstrum
 
 
 class SerPreTrainedModel(PreTrainedModel):
@@ -146,7 +146,6 @@ class SerForAudioClassification(SerPreTrainedModel):
         losses, logits = [], []
         for member, classify, (features, mask, targets) in zip(self.ser.members, self.classifiers, parts):
             _, pooled, _ = member(features, mask)
-            with without_autocast(features.device.type):
-                logits.append(classify(self.dropout(pooled)))
-                losses.append(nn.functional.cross_entropy(logits[-1], targets))
+            logits.append(classify(self.dropout(pooled)))
+            losses.append(nn.functional.cross_entropy(logits[-1], targets))
         return SequenceClassifierOutput(loss=torch.stack(losses).mean(), logits=torch.cat(logits))

@@ -211,28 +211,6 @@ def test_normalises_each_utterance(extractor, voice):
     np.testing.assert_allclose(features.std(0), 1, atol=1e-3)
 
 
-def test_level_keeps_the_colour_of_a_voice(voice):
-    """What `"utterance"` removes: how loud bands are beside each other, whatever the recording's level."""
-    raw = SerFeatureExtractor(normalize=None)(voice, sampling_rate=16000)["input_features"][0]
-    for gain in (1.0, 0.01):
-        features = SerFeatureExtractor(normalize="level")(gain * voice, sampling_rate=16000)["input_features"][0]
-        np.testing.assert_allclose(features, (raw - raw.mean()) / 15, atol=1e-3)
-
-
-def test_bands_normalised_in_two_ways():
-    """One set of bands after the other, then the autocorrelations; padding is zero in all."""
-    settings = {"feature_type": "log_mel_pitch", "n_fft": 768}
-    waveforms = [make_voice(d, seed=i) for i, d in enumerate((0.4, 1.1))]
-
-    def features_of(size, normalize):
-        extractor = SerFeatureExtractor(**settings, feature_size=size, normalize=normalize)
-        return extractor(waveforms, sampling_rate=16000)["input_features"]
-
-    found = features_of(2 * 64 + 48, ["utterance", "level"])
-    normalized, level = features_of(64 + 48, "utterance"), features_of(64 + 48, "level")
-    np.testing.assert_array_equal(found, np.concatenate([normalized[..., :64], level], -1))
-
-
 def test_batch_equals_singles(extractor):
     waveforms = [make_voice(d, seed=i) for i, d in enumerate((0.4, 2.0, 1.111))]
     batch = extractor(waveforms, sampling_rate=16000)
@@ -290,9 +268,6 @@ def test_silence_has_finite_features(extractor):
     "wrong",
     [
         {"normalize": "speaker"},
-        {"normalize": ["utterance", "speaker"], "feature_size": 128},
-        {"normalize": ["utterance", "dataset"], "feature_size": 128},
-        {"normalize": ["utterance", "level"], "feature_type": "mfcc", "feature_size": 80},
         {"f_max_hz": 9000.0},
         {"feature_type": "wavelet"},
         {"feature_type": "mfcc", "feature_size": 200},

@@ -43,23 +43,14 @@ class BatchAugmentation:
     al. 2018) on features and labels. All of it is vectorised and on the batch's device.
     """
 
-    def __init__(
-        self,
-        augmentation: Augmentation,
-        class_weights: list[float],
-        *,
-        num_lags: int = 0,
-        num_band_sets: int = 1,
-    ):
+    def __init__(self, augmentation: Augmentation, class_weights: list[float], *, num_lags: int = 0):
         """
         Args:
             class_weights: What the loss of a clip of each label counts.
             num_lags: How many of the features, the last, are no bands of frequency.
-            num_band_sets: How often the others hold the same bands: where one is masked, it is in all sets.
         """
         self.augmentation = augmentation
         self.num_lags = num_lags
-        self.num_band_sets = num_band_sets
         self.class_weights = torch.tensor(class_weights)
 
     def __call__(self, input_features, attention_mask, labels) -> dict[str, torch.Tensor]:
@@ -97,30 +88,28 @@ class BatchAugmentation:
     def _mask(self, features: torch.Tensor) -> torch.Tensor:
         settings = self.augmentation
         batch, num_frames, size = features.shape
-        num_bands = (size - self.num_lags) // self.num_band_sets
         # torchaudio masks each clip by itself in four dimensions only; a mask needs but one of features and frames.
-        bands = features.new_ones(batch, 1, 1, num_bands + self.num_lags)
+        bands = features.new_ones(batch, 1, 1, size)
         for _ in range(settings.frequency_masks):
             bands = F.mask_along_axis_iid(bands, settings.frequency_mask_bands, 0.0, 3)
-        bands, lags = bands[..., :num_bands], bands[..., num_bands:]
         if settings.narrow_band_probability:
-            bands = bands * self._narrow_band(bands)
-        bands = torch.cat([bands] * self.num_band_sets + [lags], -1)
+            bands = bands * self._narrow_band(features)
         frames = features.new_ones(batch, 1, num_frames, 1)
         longest = int(settings.time_mask_fraction * num_frames)
         for _ in range(settings.time_masks):
             frames = F.mask_along_axis_iid(frames, longest, 0.0, 2)
         return features * (bands * frames)[:, 0]
 
-    def _narrow_band(self, bands: torch.Tensor) -> torch.Tensor:
-        """0 where a clip has lost its highest bands and 1 elsewhere, like `bands` (batch, 1, 1, num_bands)."""
+    def _narrow_band(self, features: torch.Tensor) -> torch.Tensor:
+        """0 where a clip has lost its highest bands and 1 elsewhere, (batch, 1, 1, feature_size)."""
         settings = self.augmentation
-        draw = torch.rand(2, len(bands), 1, 1, 1, device=bands.device)
+        batch, _, size = features.shape
+        draw = torch.rand(2, batch, 1, 1, 1, device=features.device)
         lowest, highest = settings.narrow_band_ends
         end = lowest + (draw[0] * (highest - lowest + 1)).floor()
-        band = torch.arange(bands.shape[-1], device=bands.device)
-        lost = (draw[1] < settings.narrow_band_probability) & (band >= end)
-        return (~lost).to(bands.dtype)
+        feature = torch.arange(size, device=features.device)
+        lost = (draw[1] < settings.narrow_band_probability) & (feature >= end) & (feature < size - self.num_lags)
+        return (~lost).to(features.dtype)
 
     def _mix(self, features, attention_mask, targets):
         alpha = torch.tensor(self.augmentation.mixup_alpha)

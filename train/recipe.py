@@ -61,7 +61,6 @@ class Training:
     )
     class_factors: dict = field(default_factory=dict)  # times this
     max_grad_norm: float = 5.0
-    bf16: bool = False  # convolve in bfloat16, which takes half the time where the processor has it
     keep_best: bool = False  # the epoch with the best accuracy on validation clips, instead of the last
     early_stopping_epochs: int | None = None  # stop after so many epochs without a better one
 

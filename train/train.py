@@ -159,7 +159,7 @@ def train(
     set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
     started = time.time()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # nothing is rounded from here on
+    model = trainer.accelerator.unwrap_model(trainer.model)
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
@@ -181,8 +181,7 @@ def make_network(
     recipe: recipes.Recipe, extractor: SerFeatureExtractor, labels: list[str]
 ) -> SerForAudioClassification:
     """A recipe's network for what its extractor gives, with random weights."""
-    names = ("feature_size", "num_lags", "num_band_sets")
-    widths = {name: getattr(extractor, name) for name in names}
+    widths = {"feature_size": extractor.feature_size, "num_lags": extractor.num_lags}
     return SerForAudioClassification(SerConfig(**widths, id2label=dict(enumerate(labels)), **recipe.model))
 
 

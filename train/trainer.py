@@ -159,12 +159,7 @@ def make_trainer(
         data_collator=collate,
         compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
-        augmentation=BatchAugmentation(
-            recipe.augmentation,
-            weights,
-            num_lags=model.config.num_lags,
-            num_band_sets=model.config.num_band_sets,
-        ),
+        augmentation=BatchAugmentation(recipe.augmentation, weights, num_lags=model.config.num_lags),
         settings=settings,
     )
 
@@ -193,7 +188,6 @@ def _learning(settings: recipes.Training, *, num_members: int, num_clips: int) -
         "weight_decay": settings.weight_decay,
         "warmup_steps": settings.warmup,
         "max_grad_norm": settings.max_grad_norm,
-        "bf16": settings.bf16,
         **SCHEDULES[settings.schedule](settings),
     }
 
