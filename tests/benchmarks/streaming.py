@@ -120,13 +120,17 @@ def bounds(classifier) -> dict:
     extractor, model = classifier.feature_extractor, classifier.model
     waveform = torch.from_numpy(make_voice(WINDOW_S))
 
-    def mel_power():
-        return power_spectrum(waveform[None], extractor.window, extractor.hop_length) @ extractor.mel_filters
-
     num_frames = 1 + len(waveform) // extractor.hop_length
+    mask = torch.ones(1, num_frames, dtype=torch.bool)
+
+    def frames():
+        """All of the features that knows nothing of other frames, or hardly anything."""
+        power = power_spectrum(waveform[None], extractor.window, extractor.hop_length)
+        return extractor._frame_features(power, power @ extractor.mel_filters, None, None, mask)
+
     return {
         "features_ms": cpu_ms(lambda: extractor(waveform, sampling_rate=RATE)),
-        "mel_power_ms": cpu_ms(mel_power),
+        "frames_ms": cpu_ms(frames),
         "convolutions_ms": convolutions_ms(model, num_frames),
         # What lies within reach of an edge needs as many frames again beside it.
         "convolutions_near_edges_ms": convolutions_ms(model, min(num_frames, 4 * reach(model.config))),
