@@ -43,10 +43,10 @@ class SerConfig(PreTrainedConfig):
     num_attention_heads (`int`, defaults to 4):
         Heads of the attention over time, or of the transformer layers.
     hidden_size (`int`, defaults to 64):
-        Width of a second LSTM, and of the hidden layer before the classifier.
-    conv_dropout, lstm_dropout, hidden_dropout, classifier_dropout (`float`):
-        Dropout after each convolution or block, after the BiLSTM, in the transformer and at the layers of `hidden_size`,
-        and before the classifier.
+        Width of a second LSTM, and of a hidden layer before the classifier.
+    input_dropout, conv_dropout, lstm_dropout, hidden_dropout, classifier_dropout (`float`):
+        Dropout of a clip's statistics, after each convolution or block, after the BiLSTM, in the transformer and at the
+        layers of `hidden_size`, and before the classifier.
     temperature (`float`, defaults to 1.0):
         What the logits are divided by, so that a confidence of 0.8 is right four times in five; fitted on validation
         clips (Guo et al. 2017). It changes no prediction and takes no part in training.
@@ -68,6 +68,7 @@ class SerConfig(PreTrainedConfig):
     intermediate_size: int = 128
     num_attention_heads: int = 4
     hidden_size: int = 64
+    input_dropout: float | int = 0.5
     conv_dropout: float | int = 0.2
     lstm_dropout: float | int = 0.3
     hidden_dropout: float | int = 0.3

@@ -9,6 +9,7 @@ nothing: it is put back to zero before whatever looks beyond one frame, which th
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .configuration_ser import SerConfig
 from .descriptors_ser import cosines
@@ -117,15 +118,14 @@ class SerResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel, padding=padding, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=strides)
-        self.activation = nn.ReLU()
         self.dropout = nn.Dropout(config.conv_dropout)
 
     def forward(self, hidden_states, mask):
         mask = None if mask is None else mask[..., :: self.stride]
         residual = self.shortcut(hidden_states)
-        hidden_states = _without_padding(self.activation(self.norm1(self.conv1(hidden_states))), mask)
+        hidden_states = _without_padding(torch.relu_(self.norm1(self.conv1(hidden_states))), mask)
         hidden_states = self.norm2(self.conv2(hidden_states)) + residual
-        return _without_padding(self.dropout(self.activation(hidden_states)), mask), mask
+        return _without_padding(self.dropout(torch.relu_(hidden_states)), mask), mask
 
 
 class SerAttentionPooling(nn.Module):
@@ -227,7 +227,7 @@ class SerImageEncoder(SerAttentionEncoder):
         # As `_as_image`, but turned by 90 degrees: (batch, 1, bands, num_frames)
         image = _without_padding(bands.transpose(1, 2).contiguous()[..., None].permute(0, 3, 1, 2), mask)
         mask = None if mask is None else mask[..., :: self.stride]
-        image = _without_padding(torch.relu(self.norm(self.conv(image))), mask)
+        image = _without_padding(torch.relu_(self.norm(self.conv(image))), mask)
         for block in self.blocks:
             image, mask = block(image, mask)
         joint = image.permute(0, 3, 1, 2).flatten(2).transpose(1, 2)[:, :, None]  # (batch, channels x bands, 1, time)
@@ -235,7 +235,7 @@ class SerImageEncoder(SerAttentionEncoder):
             lags, lag_mask = block(lags, lag_mask)
         if self.lag_blocks:
             joint = torch.cat([joint, lags], 1)
-        return _without_padding(torch.relu(self.joint_norm(self.joint_conv(joint))), mask), mask
+        return _without_padding(torch.relu_(self.joint_norm(self.joint_conv(joint))), mask), mask
 
 
 class SerConv2dAttentionEncoder(nn.Module):
@@ -369,6 +369,24 @@ class SerConv1dEncoder(nn.Module):
         return hidden_states.mT, hidden_states.flatten(1), None
 
 
+class SerPerceptronEncoder(nn.Module):
+    """Ours, on the one vector of statistics that describes a clip: outliers cut -> Dropout -> Linear -> BatchNorm -> ReLU."""
+
+    LIMIT = 3.0  # standard deviations
+
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__()
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.hidden = nn.Linear(config.feature_size, config.hidden_size)
+        self.norm = nn.BatchNorm1d(config.hidden_size)
+        self.pooled_size = config.hidden_size
+
+    def forward(self, input_features, attention_mask):
+        statistics = input_features[:, 0].clamp(-self.LIMIT, self.LIMIT)
+        hidden = torch.relu(self.norm(self.hidden(self.input_dropout(statistics))))
+        return hidden[:, None], hidden, None
+
+
 ENCODERS = {
     "residual_bilstm_attention": SerResidualEncoder,
     "image_bilstm_attention": SerImageEncoder,
@@ -377,7 +395,22 @@ ENCODERS = {
     "bilstm": SerBiLSTMEncoder,
     "conv2d_bilstm": SerConv2dEncoder,
     "conv1d": SerConv1dEncoder,
+    "perceptron": SerPerceptronEncoder,
 }
+
+# By class, the convolutions that batch normalisation follows, and with it.
+NORMALISED = {
+    SerResidualBlock: (("conv1", "norm1"), ("conv2", "norm2")),
+    SerImageEncoder: (("conv", "norm"), ("joint_conv", "joint_norm")),
+}
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Makes batch normalisation a part of the convolutions before it, for inference alone."""
+    for module in network.modules():
+        for conv, norm in NORMALISED.get(type(module), ()):
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+            setattr(module, norm, nn.Identity())
 
 
 def _conv_channels(config: SerConfig) -> list[int]:

@@ -21,6 +21,7 @@ from .descriptors_ser import (
     spectral_centroid_and_bandwidth,
     zero_crossing_rate,
 )
+from .statistics_ser import clip_statistics, num_statistics
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
@@ -28,6 +29,7 @@ MIN_DEVIATION_DB = 1.0
 # Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
 # without pauses is kept but for its quietest frames.
 NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
+STATISTICS_LAGS = 48  # 14 to the octave
 
 
 class SerFeatureExtractor(SequenceFeatureExtractor):
@@ -35,7 +37,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     What the network hears of mono waveforms: each clip is trimmed of the silence at its ends, turned into frames of
     features, cut at `max_frames`, and normalised.
 
-    The features, by `feature_type`, but for the second each equal to librosa's of the same name (see `descriptors_ser.py`):
+    The features, by `feature_type`, but for the second and the last each equal to librosa's of the same name (see `descriptors_ser.py`):
 
     - `"log_mel"`: `feature_size` mel bands in decibels, a band normalised by its Slaney area, zeros around the clip.
     - `"log_mel_pitch"`: `num_mel_bins` such bands, and the autocorrelation at `feature_size` - `num_mel_bins` lags, whose
@@ -46,6 +48,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     - `"descriptors"`: one frame for the whole clip, the means over time of MFCC, their first and second derivative (the
       same number of each), chroma (12), mel bands in decibels, spectral centroid, spectral bandwidth, zero-crossing rate
       and RMS energy.
+    - `"statistics"`: one frame for the whole clip, `num_statistics` numbers that tell how mel bands and pitch are distributed
+      over it and how they move; bands and autocorrelations are those of `"log_mel_pitch"`, at 48 lags.
 
     Args:
         feature_type (`str`, defaults to `"log_mel"`): One of the above.
@@ -108,6 +112,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.std = std
         num_rest = self._check_settings()
         self.num_lags, self.num_mfcc = (num_rest, 0) if feature_type == "log_mel_pitch" else (0, num_rest)
+        num_lags = STATISTICS_LAGS if feature_type == "statistics" else self.num_lags
         mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
             num_mel_filters=self.num_mel_bins,
@@ -119,7 +124,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         )
         self.mel_filters = torch.from_numpy(mel_filters).float()  # (n_fft // 2 + 1, num_mel_bins)
         self.window = torch.hann_window(n_fft)
-        self.lag_filters = lag_filters(self.num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
+        self.lag_filters = lag_filters(num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
 
     def _check_settings(self) -> int:
         """How many lags or MFCC the features hold."""
@@ -132,11 +137,14 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         mel = self.num_mel_bins
         num_others = {"log_mel": mel, "log_mel_pitch": mel, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
+        if self.feature_type == "statistics":
+            num_others["statistics"] = num_statistics(num_bands=mel, num_lags=STATISTICS_LAGS)
         if self.feature_type not in num_others:
             raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
         kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
         num_rest, odd = divmod(self.feature_size - num_others[self.feature_type], kinds)
-        least, most = {"log_mel": (0, 0), "log_mel_pitch": (1, math.inf)}.get(self.feature_type, (1, mel))
+        limits = {"log_mel": (0, 0), "statistics": (0, 0), "log_mel_pitch": (1, math.inf)}
+        least, most = limits.get(self.feature_type, (1, mel))
         if odd or not least <= num_rest <= most:
             raise ValueError(
                 f"{self.feature_type} features of {mel} mel bands must not have the size {self.feature_size}."
@@ -166,7 +174,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `BatchFeature` with `input_features` (batch, num_frames, feature_size), float32, and `attention_mask`
             (batch, num_frames), int64, 1 on frames of the clip and 0 on padding. A clip of n samples has
-            1 + n // `hop_length` frames before trimming, `max_frames` at most; one for `"descriptors"`.
+            1 + n // `hop_length` frames before trimming, `max_frames` at most; one for `"descriptors"` and
+            `"statistics"`.
 
         Raises:
             `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform; `mean` and
@@ -241,6 +250,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             features, mask = _take(features, self.is_heard(mel_power, mask))
         if self.feature_type == "descriptors":
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
+        elif self.feature_type == "statistics":
+            bands, autocorrelations = features.split([self.num_mel_bins, STATISTICS_LAGS], -1)
+            features, mask = clip_statistics(bands, autocorrelations, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
         if self.normalize == "utterance":
             num_normalized = features.shape[2] - self.num_lags
@@ -275,9 +287,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         mel = decibels(mel_power, mask, top_db=self.top_db, relative=self.relative_level)
         if self.feature_type == "log_mel":
             return mel
-        if self.feature_type == "log_mel_pitch":
+        if self.feature_type in ("log_mel_pitch", "statistics"):
             harmonics = power[..., harmonic_bins(self.n_fft, self.sampling_rate)]
-            return torch.cat([mel, 2 * autocorrelation(harmonics, self.lag_filters)], -1)
+            scale = 2 if self.feature_type == "log_mel_pitch" else 1
+            return torch.cat([mel, scale * autocorrelation(harmonics, self.lag_filters)], -1)
         mfcc = mel @ cosines(self.num_mfcc, self.num_mel_bins).T
         if self.feature_type == "mfcc":
             return mfcc

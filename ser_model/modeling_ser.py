@@ -1,6 +1,6 @@
 """The network: an encoder or several side by side, and a classifier. It knows neither files nor signal processing."""
 
-import math
+import copy
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .configuration_ser import SerConfig
-from .encoders_ser import ENCODERS, SerCepstrum
+from .encoders_ser import ENCODERS, SerCepstrum, fold_norms
 
 
 class SerPreTrainedModel(PreTrainedModel):
@@ -130,14 +130,23 @@ class SerForAudioClassification(SerPreTrainedModel):
         outputs = self.ser(input_features, attention_mask, output_attentions=output_attentions, return_dict=True)
         pooled = self.dropout(outputs.pooler_output)  # (batch, members, pooled_size)
         member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled.unbind(1))], 1)
-        mean_log_probabilities = member_logits.log_softmax(-1).logsumexp(1) - math.log(len(self.classifiers))
-        logits = mean_log_probabilities / self.config.temperature
+        mean = member_logits.softmax(-1).mean(1)  # (batch, num_labels)
+        logits = mean.clamp(min=torch.finfo(mean.dtype).tiny).log() / self.config.temperature
         loss = None
         if labels is not None:
             losses = [nn.functional.cross_entropy(member, labels) for member in member_logits.unbind(1)]
             loss = torch.stack(losses).mean()
         result = SequenceClassifierOutput(loss=loss, logits=logits, attentions=outputs.attentions)
         return result if return_dict else result.to_tuple()
+
+    def for_inference(self):
+        """
+        A copy that gives the same answers in a tenth less time on a CPU, and can no longer learn: batch normalisation is
+        part of the convolutions before it, whose weights lie in memory as the CPU wants them.
+        """
+        network = copy.deepcopy(self).eval()
+        fold_norms(network)
+        return network.to(memory_format=torch.channels_last)
 
     def _divided(self, input_features, attention_mask, labels):
         """`forward` with `divide_batch`: the loss, and each clip's logits by the member that heard it."""

@@ -52,8 +52,7 @@ class SerPipeline(ChunkPipeline):
     def __init__(self, *args, voice_only: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.voice_only = voice_only
-        self.model.eval()  # a model that comes straight from training would still drop out at random
-        self.model.to(memory_format=torch.channels_last)  # as its convolutions would turn their weights each time
+        self.network = self.model.for_inference()  # `model` can be saved and shared
 
     def __call__(self, inputs, **kwargs):
         """
@@ -134,7 +133,7 @@ class SerPipeline(ChunkPipeline):
             return {**about, "probabilities": torch.zeros(size), "attentions": None}
         if len(model_inputs["input_features"]) == 1:
             model_inputs.pop("attention_mask")  # one window has no padding
-        outputs = self.model(**model_inputs, output_attentions=output_attentions)
+        outputs = self.network(**model_inputs, output_attentions=output_attentions)
         return {**about, "probabilities": outputs.logits.float().softmax(-1), "attentions": outputs.attentions}
 
     def postprocess(self, model_outputs, top_k=None, timeline=False):

@@ -64,12 +64,34 @@ def test_every_member_hears_the_pitch():
         assert (model(features).logits - model(other).logits).abs().max() > 1e-3
 
 
+@torch.inference_mode()
+def test_a_copy_for_inference_gives_the_same_answers_and_leaves_the_model_as_it_is(batch):
+    torch.manual_seed(0)
+    encoders = ["residual_bilstm_attention", "image_bilstm_attention"]
+    model = SerForAudioClassification(SerConfig(encoder=encoders, conv_channels=8, lstm_hidden_size=8))
+    for _ in range(3):  # what batch normalisation keeps of what it has seen
+        model.train()(**batch[1])
+    names, expected = list(model.state_dict()), model.eval()(**batch[1]).logits
+    model.train()
+    torch.testing.assert_close(model.for_inference()(**batch[1]).logits, expected, atol=1e-5, rtol=0)
+    assert list(model.state_dict()) == names and model.training
+
+
+@torch.inference_mode()
+def test_outliers_among_statistics_are_cut():
+    model = SerForAudioClassification(SerConfig(encoder="perceptron", feature_size=20, num_cepstra=[0])).eval()
+    statistics = torch.randn(1, 1, 20)
+    statistics[..., 0] = 3.0
+    other = statistics.clone()
+    other[..., 0] = 1e6
+    torch.testing.assert_close(model(other).logits, model(statistics).logits)
+
+
 def make_encoder(encoder):
     """A small model of each kind, with what it hears of four voices."""
     torch.manual_seed(0)
-    kind = {"conv1d": ("descriptors", 264), "conv1d_bilstm_transformer": ("zcr_rms_mfcc", 32)}.get(
-        encoder, ("mfcc", 40)
-    )
+    whole_clips = {"conv1d": ("descriptors", 264), "perceptron": ("descriptors", 264)}
+    kind = {**whole_clips, "conv1d_bilstm_transformer": ("zcr_rms_mfcc", 32)}.get(encoder, ("mfcc", 40))
     extractor = SerFeatureExtractor(feature_type=kind[0], feature_size=kind[1])
     sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "hidden_size": 8, "intermediate_size": 16}
     config = SerConfig(encoder=encoder, feature_size=kind[1], num_cepstra=[0], num_attention_heads=2, **sizes)

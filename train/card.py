@@ -20,6 +20,7 @@ NETWORKS = {
     "bilstm": "MFCC → BiLSTM → LSTM",
     "conv2d_bilstm": "MFCC → CNN → BiLSTM",
     "conv1d": "descriptors averaged over time → CNN",
+    "perceptron": "statistics of mel bands and pitch over time → one hidden layer",
 }
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 

@@ -21,7 +21,7 @@ def ser_base(clips: Clips, threads: int) -> System:
 
     classifier = load_quietly("ser-base")
     torch.set_num_threads(threads)
-    extractor, model = classifier.feature_extractor, classifier.model
+    extractor, model = classifier.feature_extractor, classifier.network
     waveforms = clips.waveforms(RATE)
     features = extractor(waveforms[0], sampling_rate=RATE, return_tensors="pt")["input_features"]
 
