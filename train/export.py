@@ -35,7 +35,7 @@ FEATURE_TYPES = (
     "log_mel",
     "log_mel_pitch",
     "mfcc",
-)  # the others take frames of the waveform apart, which ONNX has no operator for
+)  # "statistics" was not tried; the others take frames of the waveform apart, which ONNX has no operator for
 INT8_TYPES = ["Conv", "Gemm", "LSTM", "MatMul"]
 NETWORK = "network"  # how the names of the network's nodes begin: those of the extractor are never quantised
 

@@ -287,10 +287,14 @@ def recipes_table() -> str:
             _percents(unheard, "uar", "accuracy"),
             f"{measured['model']['num_parameters']:,}",
             f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
-            f"{statistics.median(seconds) / 60:.0f} min",
+            _duration(statistics.median(seconds)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.0f} min"
 
 
 def _read(path: Path) -> dict | None:
