@@ -105,7 +105,7 @@ def print_parts(title: str, whole_ms: float, parts: dict[str, float]) -> None:
 
 
 def profile_pipeline(classifier, folder: Path) -> None:
-    extractor, model = classifier.feature_extractor, classifier.model
+    extractor, model = classifier.feature_extractor, classifier.network
     path = str(folder / "clip.wav")
     clip = make_voice(CLIP_S, rate=48000)
     soundfile.write(path, np.stack([clip, clip], 1), 48000)
@@ -171,8 +171,8 @@ def main() -> None:
     extractor = classifier.feature_extractor
     profile_extractor(extractor)
     voice = extractor(make_voice(CLIP_S), sampling_rate=RATE, return_tensors="pt")["input_features"]
-    profile_network(classifier.model, voice)
-    profile_network(classifier.model, voice.repeat(BATCH_SIZE, 1, 1))
+    profile_network(classifier.network, voice)
+    profile_network(classifier.network, voice.repeat(BATCH_SIZE, 1, 1))
 
 
 if __name__ == "__main__":
