@@ -37,7 +37,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     What the network hears of mono waveforms: each clip is trimmed of the silence at its ends, turned into frames of
     features, cut at `max_frames`, and normalised.
 
-    The features, by `feature_type`, but for the second and the last each equal to librosa's of the same name (see `descriptors_ser.py`):
+    The features, by `feature_type`, but for the second and the last each equal to librosa's of the same name (see
+    `descriptors_ser.py`):
 
     - `"log_mel"`: `feature_size` mel bands in decibels, a band normalised by its Slaney area, zeros around the clip.
     - `"log_mel_pitch"`: `num_mel_bins` such bands, and the autocorrelation at `feature_size` - `num_mel_bins` lags, whose
@@ -48,8 +49,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     - `"descriptors"`: one frame for the whole clip, the means over time of MFCC, their first and second derivative (the
       same number of each), chroma (12), mel bands in decibels, spectral centroid, spectral bandwidth, zero-crossing rate
       and RMS energy.
-    - `"statistics"`: one frame for the whole clip, `num_statistics` numbers that tell how mel bands and pitch are distributed
-      over it and how they move; bands and autocorrelations are those of `"log_mel_pitch"`, at 48 lags.
+    - `"statistics"`: one frame for the whole clip, how mel bands and pitch are distributed over it and how they move (see
+      `statistics_ser.py`); bands and autocorrelations are those of `"log_mel_pitch"`, at 48 lags.
 
     Args:
         feature_type (`str`, defaults to `"log_mel"`): One of the above.

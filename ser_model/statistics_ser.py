@@ -37,17 +37,17 @@ def clip_statistics(bands_db: torch.Tensor, autocorrelations: torch.Tensor, mask
     contours, pitch, voicing = _contours(bands_db, autocorrelations.mT, mask)
     contours = _smooth(contours, mask)
     voiced = (voicing > VOICED) & mask
-    voiced = torch.where(voiced.sum(2, keepdim=True) < MIN_VOICED_FRAMES, mask, voiced)
+    described = torch.where(voiced.sum(2, keepdim=True) < MIN_VOICED_FRAMES, mask, voiced)
     moves = torch.zeros_like(contours)
     moves[..., 1:-1] = (contours[..., 2:] - contours[..., :-2]) * (mask[..., 2:] & mask[..., :-2])
     everything = torch.cat([contours, moves], 1)
     parts = [
         *_distribution(everything, mask),
         *_course(everything, mask),
-        *_distribution(contours, voiced),
-        *_distribution(pitch, voiced),
-        *_course(pitch, voiced),
-        _voicing(voicing > VOICED, mask),
+        *_distribution(contours, described),
+        *_distribution(pitch, described),
+        *_course(pitch, described),
+        _voicing(voiced, mask),
     ]
     return torch.cat([part.flatten(1) for part in parts], 1)
 
@@ -146,13 +146,10 @@ def _course(values, mask) -> list[torch.Tensor]:
     curvature = _mean(away * bend, mask) / (_mean(bend.square(), mask) + EPSILON)
     straight = away - slope * time
     errors = [(_mean(rest.square(), mask) + EPSILON).sqrt() for rest in (straight, straight - curvature * bend)]
-    lowest = values.masked_fill(~mask, math.inf).amin(2, keepdim=True)
-    highest = values.masked_fill(~mask, -math.inf).amax(2, keepdim=True)
+    lowest, first_lowest = values.masked_fill(~mask, math.inf).min(2, keepdim=True)
+    highest, first_highest = values.masked_fill(~mask, -math.inf).max(2, keepdim=True)
     heights = [_mean((values > lowest + part * (highest - lowest)).to(values), mask) for part in HEIGHTS]
-    positions = [
-        ((extreme(values.masked_fill(~mask, fill), 2, keepdim=True) - first) / num_frames).to(values)
-        for extreme, fill in ((torch.argmax, -math.inf), (torch.argmin, math.inf))
-    ]
+    positions = [((extreme - first) / num_frames).to(values) for extreme in (first_highest, first_lowest)]
     both = mask[..., 1:] & mask[..., :-1]
     step = values[..., 1:] - values[..., :-1]
     steps = [
@@ -177,7 +174,6 @@ def _course(values, mask) -> list[torch.Tensor]:
 
 def _voicing(voiced, mask):
     """Part of the frames, stretches a frame, frames a stretch, and the logarithm of the frames, (batch, 4)."""
-    voiced = voiced & mask
     num_frames, num_voiced = mask.sum(2), voiced.sum(2)
     starts = voiced.clone()
     starts[..., 1:] &= ~voiced[..., :-1]

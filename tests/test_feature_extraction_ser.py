@@ -274,6 +274,7 @@ def test_silence_has_finite_features(extractor):
         {"feature_type": "descriptors", "feature_size": 263},
         {"feature_type": "log_mel_pitch", "feature_size": 64},
         {"num_mel_bins": 40},
+        {"feature_type": "statistics", "feature_size": 64},
     ],
 )
 def test_refuses_impossible_settings(wrong):
