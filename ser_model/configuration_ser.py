@@ -23,6 +23,8 @@ class SerConfig(PreTrainedConfig):
         Width of one frame of `input_features`.
     num_lags (`int`, defaults to 0):
         How many of these, the last ones, are autocorrelations instead of mel bands; every member reads them as they are.
+    num_statistics (`int`, defaults to 0):
+        Width of `statistics`, which members of the kind `"perceptron"` read instead of frames.
     num_cepstra (`list[int]`, defaults to `[40, 0]`):
         One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
         reads a discrete cosine transform of the mel bands to that many cepstra.
@@ -57,6 +59,7 @@ class SerConfig(PreTrainedConfig):
     encoder: str | list[str] | tuple[str, ...] = "residual_bilstm_attention"
     feature_size: int = 64
     num_lags: int = 0
+    num_statistics: int = 0
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)

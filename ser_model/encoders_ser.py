@@ -370,21 +370,35 @@ class SerConv1dEncoder(nn.Module):
 
 
 class SerPerceptronEncoder(nn.Module):
-    """Ours, on the one vector of statistics that describes a clip: outliers cut -> Dropout -> Linear -> BatchNorm -> ReLU."""
+    """
+    Ours, on statistics of the whole clip: normalised, outliers cut -> Dropout -> Linear -> BatchNorm -> ReLU -> Dropout.
+
+    Instead of frames and a mask it is called with `statistics` (batch, num_statistics).
+    """
 
     LIMIT = 3.0  # standard deviations
+    MIN_DEVIATION = 1e-6
 
     def __init__(self, config: SerConfig, num_cepstra: int):
         super().__init__()
+        self.register_buffer("mean", torch.zeros(config.num_statistics))
+        self.register_buffer("deviation", torch.ones(config.num_statistics))
         self.input_dropout = nn.Dropout(config.input_dropout)
-        self.hidden = nn.Linear(config.feature_size, config.hidden_size)
+        self.hidden = nn.Linear(config.num_statistics, config.hidden_size)
         self.norm = nn.BatchNorm1d(config.hidden_size)
+        self.hidden_dropout = nn.Dropout(config.hidden_dropout)
         self.pooled_size = config.hidden_size
 
-    def forward(self, input_features, attention_mask):
-        statistics = input_features[:, 0].clamp(-self.LIMIT, self.LIMIT)
+    @torch.no_grad()
+    def learn_scale(self, statistics: torch.Tensor):
+        """Normalises by the mean and deviation of `statistics` (num_clips, num_statistics) from now on."""
+        self.mean.copy_(statistics.mean(0))
+        self.deviation.copy_(statistics.std(0).clamp(min=self.MIN_DEVIATION))
+
+    def forward(self, statistics):
+        statistics = ((statistics - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
         hidden = torch.relu(self.norm(self.hidden(self.input_dropout(statistics))))
-        return hidden[:, None], hidden, None
+        return None, self.hidden_dropout(hidden), None
 
 
 ENCODERS = {

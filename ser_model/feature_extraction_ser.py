@@ -21,7 +21,7 @@ from .descriptors_ser import (
     spectral_centroid_and_bandwidth,
     zero_crossing_rate,
 )
-from .statistics_ser import clip_statistics, num_statistics
+from .statistics_ser import BANDS_A_GROUP, clip_statistics, num_statistics
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
@@ -29,7 +29,7 @@ MIN_DEVIATION_DB = 1.0
 # Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
 # without pauses is kept but for its quietest frames.
 NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
-STATISTICS_LAGS = 48  # 14 to the octave
+LAG_SCALE = 2.0  # autocorrelations then vary about as much as normalised bands do
 
 
 class SerFeatureExtractor(SequenceFeatureExtractor):
@@ -37,8 +37,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     What the network hears of mono waveforms: each clip is trimmed of the silence at its ends, turned into frames of
     features, cut at `max_frames`, and normalised.
 
-    The features, by `feature_type`, but for the second and the last each equal to librosa's of the same name (see
-    `descriptors_ser.py`):
+    The features, by `feature_type`, but for the second each equal to librosa's of the same name (see `descriptors_ser.py`):
 
     - `"log_mel"`: `feature_size` mel bands in decibels, a band normalised by its Slaney area, zeros around the clip.
     - `"log_mel_pitch"`: `num_mel_bins` such bands, and the autocorrelation at `feature_size` - `num_mel_bins` lags, whose
@@ -49,12 +48,12 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     - `"descriptors"`: one frame for the whole clip, the means over time of MFCC, their first and second derivative (the
       same number of each), chroma (12), mel bands in decibels, spectral centroid, spectral bandwidth, zero-crossing rate
       and RMS energy.
-    - `"statistics"`: one frame for the whole clip, how mel bands and pitch are distributed over it and how they move (see
-      `statistics_ser.py`); bands and autocorrelations are those of `"log_mel_pitch"`, at 48 lags.
 
     Args:
         feature_type (`str`, defaults to `"log_mel"`): One of the above.
         feature_size (`int`, defaults to 64): Numbers in a frame.
+        statistics (`bool`, defaults to `False`): With `"log_mel_pitch"`, also give statistics of the whole clip: how mel bands
+            and pitch are distributed over it and how they move (see `statistics_ser.py`). Nothing normalises them.
         num_mel_bins (`int`, *optional*): Mel bands; if left out `feature_size` for `"log_mel"`, 64 for `"log_mel_pitch"`,
             otherwise 128.
         sampling_rate (`int`, defaults to 16000): Rate of the waveforms, in hertz.
@@ -81,6 +80,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         *,
         feature_type="log_mel",
         feature_size=64,
+        statistics=False,
         num_mel_bins=None,
         sampling_rate=16000,
         n_fft=512,
@@ -99,6 +99,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.feature_type = feature_type
+        self.statistics = statistics
         self.num_mel_bins = num_mel_bins or {"log_mel": feature_size, "log_mel_pitch": 64}.get(feature_type, 128)
         self.n_fft = n_fft
         self.hop_length = hop_length
@@ -113,7 +114,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.std = std
         num_rest = self._check_settings()
         self.num_lags, self.num_mfcc = (num_rest, 0) if feature_type == "log_mel_pitch" else (0, num_rest)
-        num_lags = STATISTICS_LAGS if feature_type == "statistics" else self.num_lags
+        self.num_statistics = num_statistics(self.num_mel_bins, self.num_lags) if statistics else 0
         mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
             num_mel_filters=self.num_mel_bins,
@@ -125,7 +126,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         )
         self.mel_filters = torch.from_numpy(mel_filters).float()  # (n_fft // 2 + 1, num_mel_bins)
         self.window = torch.hann_window(n_fft)
-        self.lag_filters = lag_filters(num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
+        self.lag_filters = lag_filters(self.num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
 
     def _check_settings(self) -> int:
         """How many lags or MFCC the features hold."""
@@ -138,23 +139,26 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         mel = self.num_mel_bins
         num_others = {"log_mel": mel, "log_mel_pitch": mel, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
-        if self.feature_type == "statistics":
-            num_others["statistics"] = num_statistics(num_bands=mel, num_lags=STATISTICS_LAGS)
         if self.feature_type not in num_others:
             raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
         kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
         num_rest, odd = divmod(self.feature_size - num_others[self.feature_type], kinds)
-        limits = {"log_mel": (0, 0), "statistics": (0, 0), "log_mel_pitch": (1, math.inf)}
+        limits = {"log_mel": (0, 0), "log_mel_pitch": (1, math.inf)}
         least, most = limits.get(self.feature_type, (1, mel))
         if odd or not least <= num_rest <= most:
             raise ValueError(
                 f"{self.feature_type} features of {mel} mel bands must not have the size {self.feature_size}."
             )
+        if self.statistics and (self.feature_type != "log_mel_pitch" or mel % BANDS_A_GROUP):
+            raise ValueError(
+                f"statistics must be of log_mel_pitch features with a multiple of {BANDS_A_GROUP} mel bands, not of "
+                f"{self.feature_type} features of {mel} mel bands."
+            )
         return num_rest
 
     def to_dict(self):
         """The parameters, without what follows from them."""
-        derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc")
+        derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc", "num_statistics")
         return {k: v for k, v in super().to_dict().items() if k not in derived}
 
     @property
@@ -175,8 +179,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `BatchFeature` with `input_features` (batch, num_frames, feature_size), float32, and `attention_mask`
             (batch, num_frames), int64, 1 on frames of the clip and 0 on padding. A clip of n samples has
-            1 + n // `hop_length` frames before trimming, `max_frames` at most; one for `"descriptors"` and
-            `"statistics"`.
+            1 + n // `hop_length` frames before trimming, `max_frames` at most; one for `"descriptors"`. With `statistics`
+            also `statistics` (batch, `num_statistics`), float32.
 
         Raises:
             `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform; `mean` and
@@ -196,8 +200,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         num_frames = 1 + num_samples // self.hop_length
         mask = torch.arange(int(num_frames.max())) < num_frames[:, None]  # (batch, num_frames)
         power = power_spectrum(padded, self.window, self.hop_length)  # (batch, num_frames, n_fft // 2 + 1)
-        features, mask = self.describe(power, padded, num_samples, mask)
-        data = {"input_features": features, "attention_mask": mask.long()}
+        data = self.describe(power, padded, num_samples, mask)
         if return_tensors != "pt":
             data = {name: value.numpy() for name, value in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)
@@ -240,10 +243,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         last = first + (int(heard[-1]) + 1) * self.hop_length
         return first + int(heard[0]) * self.hop_length, min(last, end)
 
-    def describe(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, torch.Tensor]:
+    def describe(self, power, waveforms, num_samples, mask) -> dict[str, torch.Tensor]:
         """
-        Features, cut and normalised, (batch, num_frames, feature_size), and their mask, from power spectra (batch,
-        num_frames, n_fft // 2 + 1) of prepared waveforms (batch, num_samples) of `num_samples` (batch,) each.
+        What `__call__` returns, from power spectra (batch, num_frames, n_fft // 2 + 1), and their mask, of prepared waveforms
+        (batch, num_samples) of `num_samples` (batch,) each.
         """
         mel_power = power @ self.mel_filters
         features = self._frame_features(power, mel_power, waveforms, num_samples, mask)
@@ -251,17 +254,19 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             features, mask = _take(features, self.is_heard(mel_power, mask))
         if self.feature_type == "descriptors":
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
-        elif self.feature_type == "statistics":
-            bands, autocorrelations = features.split([self.num_mel_bins, STATISTICS_LAGS], -1)
-            features, mask = clip_statistics(bands, autocorrelations, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
+        of_clip = {}
+        if self.statistics:
+            bands, lags = features.split([self.num_mel_bins, self.num_lags], -1)
+            of_clip["statistics"] = clip_statistics(bands, lags / LAG_SCALE, mask)
         if self.normalize == "utterance":
             num_normalized = features.shape[2] - self.num_lags
             normalized = _normalize_utterances(features[..., :num_normalized], mask)
             features = torch.cat([normalized, features[..., num_normalized:]], -1)
         elif self.normalize == "dataset":
             features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return features.masked_fill(~mask[..., None], self.padding_value), mask
+        features = features.masked_fill(~mask[..., None], self.padding_value)
+        return {"input_features": features, "attention_mask": mask.long(), **of_clip}
 
     def is_heard(self, mel_power: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
@@ -288,10 +293,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         mel = decibels(mel_power, mask, top_db=self.top_db, relative=self.relative_level)
         if self.feature_type == "log_mel":
             return mel
-        if self.feature_type in ("log_mel_pitch", "statistics"):
+        if self.feature_type == "log_mel_pitch":
             harmonics = power[..., harmonic_bins(self.n_fft, self.sampling_rate)]
-            scale = 2 if self.feature_type == "log_mel_pitch" else 1
-            return torch.cat([mel, scale * autocorrelation(harmonics, self.lag_filters)], -1)
+            return torch.cat([mel, LAG_SCALE * autocorrelation(harmonics, self.lag_filters)], -1)
         mfcc = mel @ cosines(self.num_mfcc, self.num_mel_bins).T
         if self.feature_type == "mfcc":
             return mfcc

@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .configuration_ser import SerConfig
-from .encoders_ser import ENCODERS, SerCepstrum, fold_norms
+from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptronEncoder, fold_norms
 
 
 class SerPreTrainedModel(PreTrainedModel):
@@ -25,6 +25,9 @@ class SerPreTrainedModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, SerCepstrum):
             init.copy_(module.weight, module.initial_weight())
+        elif isinstance(module, SerPerceptronEncoder):
+            init.zeros_(module.mean)
+            init.ones_(module.deviation)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.LSTM):
@@ -55,6 +58,13 @@ def _encoders(config: SerConfig) -> list[type]:
     return [ENCODERS[name] for name in names]
 
 
+def encode(member: nn.Module, input_features, attention_mask, statistics) -> tuple:
+    """What a member makes of the part of a clip's features that it reads, as in `encoders_ser`."""
+    if isinstance(member, SerPerceptronEncoder):
+        return member(statistics)
+    return member(input_features, attention_mask)
+
+
 class SerModel(SerPreTrainedModel):
     """The members side by side, without the classifier."""
 
@@ -64,25 +74,28 @@ class SerModel(SerPreTrainedModel):
         self.members = nn.ModuleList(encode(config, size) for encode, size in zip(encoders, config.num_cepstra))
         self.post_init()
 
-    def forward(self, input_features, attention_mask=None, output_attentions=None, return_dict=None):
+    def forward(self, input_features, attention_mask=None, statistics=None, output_attentions=None, return_dict=None):
         """
         Args:
             input_features: (batch, num_frames, feature_size), as `SerFeatureExtractor` gives them.
             attention_mask: (batch, num_frames), 1 on frames and 0 on padding, which comes last; no padding if left out.
+            statistics: (batch, num_statistics), of the whole clip, where a member reads them.
             output_attentions: Also return the attention over time.
 
         Returns:
-            `BaseModelOutputWithPooling` with `last_hidden_state` (batch, time, members x size), `pooler_output`
-            (batch, members, pooled_size), and with `output_attentions` a tuple `attentions` of one tensor (batch,
-            num_attention_heads, time) a member, whose weights sum to 1 over time and are 0 on padding; `None` for an
-            encoder without attention over time. One step of time is the product of `conv_strides` frames.
+            `BaseModelOutputWithPooling` with `last_hidden_state` (batch, time, sizes of all members that listen frame by
+            frame; `None` without one), `pooler_output` (batch, pooled_size of all members), and with `output_attentions` a
+            tuple `attentions` of one tensor (batch, num_attention_heads, time) a member with attention over time, whose
+            weights sum to 1 over time and are 0 on padding; `None` without such a member. One step of time is the product
+            of `conv_strides` frames.
         """
-        states, pooled, weights = zip(*(member(input_features, attention_mask) for member in self.members))
-        wants_attentions = self._or_config(output_attentions, "output_attentions") and weights[0] is not None
+        encoded = (encode(member, input_features, attention_mask, statistics) for member in self.members)
+        states, pooled, weights = ([x for x in kind if x is not None] for kind in zip(*encoded))
+        wants_attentions = self._or_config(output_attentions, "output_attentions") and len(weights) > 0
         outputs = BaseModelOutputWithPooling(
-            last_hidden_state=torch.cat(states, -1),
-            pooler_output=torch.stack(pooled, 1),
-            attentions=weights if wants_attentions else None,
+            last_hidden_state=torch.cat(states, -1) if states else None,
+            pooler_output=torch.cat(pooled, -1),
+            attentions=tuple(weights) if wants_attentions else None,
         )
         return outputs if self._or_config(return_dict, "return_dict") else outputs.to_tuple()
 
@@ -106,6 +119,7 @@ class SerForAudioClassification(SerPreTrainedModel):
         self,
         input_features,
         attention_mask=None,
+        statistics=None,
         labels=None,
         output_attentions=None,
         return_dict=None,
@@ -113,7 +127,7 @@ class SerForAudioClassification(SerPreTrainedModel):
     ):
         """
         Args:
-            input_features, attention_mask, output_attentions: As in `SerModel`.
+            input_features, attention_mask, statistics, output_attentions: As in `SerModel`.
             divide_batch: For training: of n members, each hears (and is judged by) the next nth part of the batch alone.
                 Members that learn from other clips at a time average better than those that learn from the same.
             labels: (batch,) int64, or (batch, num_labels) float, a distribution over the labels for each clip (which may
@@ -126,10 +140,12 @@ class SerForAudioClassification(SerPreTrainedModel):
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if divide_batch:
-            return self._divided(input_features, attention_mask, labels)
-        outputs = self.ser(input_features, attention_mask, output_attentions=output_attentions, return_dict=True)
-        pooled = self.dropout(outputs.pooler_output)  # (batch, members, pooled_size)
-        member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled.unbind(1))], 1)
+            return self._divided(input_features, attention_mask, statistics, labels)
+        outputs = self.ser(
+            input_features, attention_mask, statistics, output_attentions=output_attentions, return_dict=True
+        )
+        pooled = self.dropout(outputs.pooler_output).split([classify.in_features for classify in self.classifiers], -1)
+        member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled)], 1)
         mean = member_logits.softmax(-1).mean(1)  # (batch, num_labels)
         logits = mean.clamp(min=torch.finfo(mean.dtype).tiny).log() / self.config.temperature
         loss = None
@@ -148,13 +164,14 @@ class SerForAudioClassification(SerPreTrainedModel):
         fold_norms(network)
         return network.to(memory_format=torch.channels_last)
 
-    def _divided(self, input_features, attention_mask, labels):
+    def _divided(self, input_features, attention_mask, statistics, labels):
         """`forward` with `divide_batch`: the loss, and each clip's logits by the member that heard it."""
-        batch = (input_features, attention_mask, labels)
-        parts = zip(*(x.tensor_split(len(self.classifiers)) for x in batch))
+        num_members = len(self.classifiers)
+        batch = (input_features, attention_mask, statistics, labels)
+        parts = zip(*([None] * num_members if x is None else x.tensor_split(num_members) for x in batch))
         losses, logits = [], []
-        for member, classify, (features, mask, targets) in zip(self.ser.members, self.classifiers, parts):
-            _, pooled, _ = member(features, mask)
+        for member, classify, (*features, targets) in zip(self.ser.members, self.classifiers, parts):
+            _, pooled, _ = encode(member, *features)
             logits.append(classify(self.dropout(pooled)))
             losses.append(nn.functional.cross_entropy(logits[-1], targets))
         return SequenceClassifierOutput(loss=torch.stack(losses).mean(), logits=torch.cat(logits))

@@ -14,7 +14,7 @@ import transformers
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
 from tests.conftest import make_voice
 from train import trainer as training
-from train.features import FeatureDataset
+from train.features import FeatureDataset, clip_features
 from train.recipe import Recipe, Training
 
 NUM_CLIPS, NUM_EPOCHS = 32, 4
@@ -31,7 +31,7 @@ class HeardClips(FeatureDataset):
 def train(output: Path, batch_size: int) -> None:
     extractor = SerFeatureExtractor()
     sounds = [make_voice(0.3 + 0.02 * i, pitch_hz=100 + 40 * (i % 8), seed=i) for i in range(NUM_CLIPS)]
-    features = [extractor(sound, sampling_rate=16000)["input_features"][0] for sound in sounds]
+    features = [clip_features(extractor, sound) for sound in sounds]
     clips = HeardClips([features], [i % 8 for i in range(NUM_CLIPS)])
     clips.heard = []
     transformers.set_seed(0)

@@ -274,7 +274,8 @@ def test_silence_has_finite_features(extractor):
         {"feature_type": "descriptors", "feature_size": 263},
         {"feature_type": "log_mel_pitch", "feature_size": 64},
         {"num_mel_bins": 40},
-        {"feature_type": "statistics", "feature_size": 64},
+        {"statistics": True},
+        {"feature_type": "log_mel_pitch", "feature_size": 30, "num_mel_bins": 22, "statistics": True},
     ],
 )
 def test_refuses_impossible_settings(wrong):

@@ -79,22 +79,42 @@ def test_a_copy_for_inference_gives_the_same_answers_and_leaves_the_model_as_it_
 
 @torch.inference_mode()
 def test_outliers_among_statistics_are_cut():
-    model = SerForAudioClassification(SerConfig(encoder="perceptron", feature_size=20, num_cepstra=[0])).eval()
-    statistics = torch.randn(1, 1, 20)
-    statistics[..., 0] = 3.0
+    config = SerConfig(encoder="perceptron", feature_size=4, num_statistics=20, num_cepstra=[0])
+    model, frames = SerForAudioClassification(config).eval(), torch.zeros(1, 5, 4)
+    statistics = torch.randn(1, 20)
+    statistics[:, 0] = 3.0
     other = statistics.clone()
-    other[..., 0] = 1e6
-    torch.testing.assert_close(model(other).logits, model(statistics).logits)
+    other[:, 0] = 1e6
+    answers = [model(frames, statistics=x).logits for x in (statistics, other)]
+    torch.testing.assert_close(*answers)
+
+
+def test_statistics_are_normalised_by_those_learnt_from(tmp_path):
+    """Whatever their units, and after loading as well."""
+    torch.manual_seed(0)
+    config = SerConfig(encoder="perceptron", feature_size=4, num_statistics=3, num_cepstra=[0], input_dropout=0.0)
+    model, frames = SerForAudioClassification(config).eval(), torch.zeros(8, 5, 4)
+    units, statistics = torch.tensor([1e-3, 1.0, 50.0]), torch.randn(8, 3)
+    model.ser.members[0].learn_scale(statistics)
+    expected = model(frames, statistics=statistics).logits
+    model.ser.members[0].learn_scale(statistics * units + 7)
+    model.save_pretrained(tmp_path)
+    again = SerForAudioClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(frames, statistics=statistics * units + 7).logits, expected, atol=1e-3, rtol=0)
 
 
 def make_encoder(encoder):
     """A small model of each kind, with what it hears of four voices."""
     torch.manual_seed(0)
-    whole_clips = {"conv1d": ("descriptors", 264), "perceptron": ("descriptors", 264)}
-    kind = {**whole_clips, "conv1d_bilstm_transformer": ("zcr_rms_mfcc", 32)}.get(encoder, ("mfcc", 40))
-    extractor = SerFeatureExtractor(feature_type=kind[0], feature_size=kind[1])
+    kinds = {
+        "conv1d": {"feature_type": "descriptors", "feature_size": 264},
+        "conv1d_bilstm_transformer": {"feature_type": "zcr_rms_mfcc", "feature_size": 32},
+        "perceptron": {"feature_type": "log_mel_pitch", "feature_size": 112, "statistics": True},
+    }
+    extractor = SerFeatureExtractor(**kinds.get(encoder, {"feature_type": "mfcc", "feature_size": 40}))
     sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "hidden_size": 8, "intermediate_size": 16}
-    config = SerConfig(encoder=encoder, feature_size=kind[1], num_cepstra=[0], num_attention_heads=2, **sizes)
+    widths = {"feature_size": extractor.feature_size, "num_statistics": extractor.num_statistics}
+    config = SerConfig(encoder=encoder, num_cepstra=[0], num_attention_heads=2, **widths, **sizes)
     return SerForAudioClassification(config).eval(), extractor
 
 
@@ -110,6 +130,7 @@ def test_every_encoder(encoder, tmp_path):
             single = extractor(waveform, sampling_rate=16000, return_tensors="pt")
             torch.testing.assert_close(model(**single).logits[0], expected, atol=1e-4, rtol=0)
         wider = {
+            **inputs,
             "input_features": torch.nn.functional.pad(inputs["input_features"], (0, 0, 0, 57), value=9.0),
             "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 57)),
         }
@@ -252,7 +273,8 @@ def test_returns_tuples_on_request(tiny_model, batch):
     logits, attentions = tiny_model(**batch[1], output_attentions=True, return_dict=False)
     torch.testing.assert_close(logits, tiny_model(**batch[1]).logits)
     states, pooled, weights = tiny_model.ser(**batch[1], output_attentions=True, return_dict=False)
-    assert len(attentions) == len(weights) == pooled.shape[1]
+    assert len(attentions) == len(weights)
+    assert pooled.shape[1] == sum(member.pooled_size for member in tiny_model.ser.members)
     assert states.shape[0] == 4
 
 

@@ -4,22 +4,24 @@ import scipy.stats
 import torch
 
 from ser_model import SerFeatureExtractor
-from ser_model.statistics_ser import QUANTILES, _course, _distribution, clip_statistics, num_statistics
+from ser_model.statistics_ser import HEIGHTS, QUANTILES, RANGES, _describe, clip_statistics, num_statistics
 from tests.conftest import make_voice
 
-SETTINGS = {"feature_type": "statistics", "feature_size": 4743, "num_mel_bins": 64, "n_fft": 768, "normalize": None}
+SETTINGS = {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True}
 
 
 def statistics(waveform):
-    return SerFeatureExtractor(**SETTINGS)(waveform, sampling_rate=16000)["input_features"]
+    return SerFeatureExtractor(**SETTINGS)(waveform, sampling_rate=16000)["statistics"]
 
 
-def test_one_vector_a_clip_of_any_length():
-    assert num_statistics(num_bands=64, num_lags=48) == 4743
+def test_as_many_for_a_clip_of_any_length():
+    size = num_statistics(64, 48)
+    assert SerFeatureExtractor(**SETTINGS).num_statistics == size
     for duration_s in (0.05, 0.3, 2.0):
-        features = statistics(make_voice(duration_s))
-        assert features.shape == (1, 1, 4743) and np.isfinite(features).all()
+        found = statistics(make_voice(duration_s))
+        assert found.shape == (1, size) and found.dtype == np.float32 and np.isfinite(found).all()
     assert np.isfinite(statistics(np.zeros(16000, np.float32))).all()
+    assert "statistics" not in SerFeatureExtractor()(make_voice(0.3), sampling_rate=16000)
 
 
 def test_batch_equals_singles_and_padding_changes_nothing():
@@ -38,36 +40,57 @@ def test_level_changes_nothing():
     np.testing.assert_allclose(statistics(0.01 * voice), statistics(voice), rtol=1e-3, atol=2e-3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def values():
     generator = np.random.default_rng(0)
     return generator.gamma(2.0, size=(3, 50)) + np.linspace(0, 3, 50)
 
 
-def test_distribution_agrees_with_numpy_and_scipy(values):
-    mask = torch.arange(60) < 50
-    padded = torch.nn.functional.pad(torch.tensor(values), (0, 10), value=9.0)[None]
-    mean, deviation, log_deviation, skewness, log_kurtosis, quantiles, ranges = (
-        part[0].numpy().squeeze(-1) if part.shape[2] == 1 else part[0].numpy()
-        for part in _distribution(padded, mask[None, None])
-    )
+@pytest.fixture(scope="module")
+def described(values):
+    """Of values with ten frames of padding: (3, num_statistics)."""
+    padded = torch.nn.functional.pad(torch.tensor(values, dtype=torch.float32), (0, 10), value=9.0)[None]
+    return _describe(padded, torch.arange(60)[None, None] < 50)[0].numpy()
+
+
+def test_distribution_agrees_with_numpy_and_scipy(values, described):
+    mean, deviation, log_deviation, skewness, log_kurtosis = described[:, :5].T
     np.testing.assert_allclose(mean, values.mean(1), rtol=1e-5)
     np.testing.assert_allclose(deviation, values.std(1), rtol=1e-5)
     np.testing.assert_allclose(log_deviation, np.log(values.std(1)), atol=1e-5)
     np.testing.assert_allclose(skewness, scipy.stats.skew(values, 1), atol=1e-4)
     np.testing.assert_allclose(log_kurtosis, np.log(scipy.stats.kurtosis(values, 1, fisher=False)), atol=1e-4)
-    np.testing.assert_allclose(quantiles, np.quantile(values, QUANTILES, axis=1).T, rtol=1e-5)
-    np.testing.assert_allclose(ranges[:, 0], scipy.stats.iqr(values, 1), rtol=1e-5)
+    np.testing.assert_allclose(described[:, 5:12], np.quantile(values, QUANTILES, axis=1).T, rtol=1e-5)
+    assert QUANTILES[RANGES[0][0]] == 0.25 and QUANTILES[RANGES[0][1]] == 0.75
+    np.testing.assert_allclose(described[:, 12], scipy.stats.iqr(values, 1), rtol=1e-5)
 
 
-def test_course_agrees_with_a_fitted_line(values):
-    mask = torch.ones(1, 1, 50, dtype=torch.bool)
-    slope, _, error = _course(torch.tensor(values)[None], mask)[:3]
+def test_course_agrees_with_a_fitted_line_and_parabola(values, described):
     time = np.linspace(-1, 1, 50)
-    for row, found, rest in zip(values, slope[0, :, 0], error[0, :, 0]):
-        line = np.polyfit(time, row, 1)
-        np.testing.assert_allclose(found, line[0], rtol=1e-4)
-        np.testing.assert_allclose(rest, np.std(row - np.polyval(line, time)), rtol=1e-4)
+    for row, (slope, curvature, straight, bent) in zip(values, described[:, 16:20]):
+        line, parabola = np.polyfit(time, row, 1), np.polyfit(time, row, 2)
+        assert (slope, curvature) == pytest.approx((line[0], parabola[0]), rel=1e-3)
+        assert straight == pytest.approx(np.std(row - np.polyval(line, time)), rel=1e-4)
+        assert bent == pytest.approx(np.std(row - np.polyval(parabola, time)), rel=1e-4)
+
+
+def test_steps_heights_and_peaks_agree_with_numpy(values, described):
+    rising, up, down, way, root_mean_square, alike, crossings = described[:, 20:27].T
+    step, away = np.diff(values), values - values.mean(1, keepdims=True)
+    np.testing.assert_allclose(rising, (step > 0).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(up - down, step.mean(1), atol=1e-5)
+    np.testing.assert_allclose(way, np.abs(step).mean(1) / values.std(1), rtol=1e-4)
+    np.testing.assert_allclose(root_mean_square, np.sqrt((step**2).mean(1)), rtol=1e-4)
+    np.testing.assert_allclose(alike, (away[:, 1:] * away[:, :-1]).mean(1) / values.var(1), rtol=1e-4)
+    np.testing.assert_allclose(crossings, (away[:, 1:] * away[:, :-1] < 0).mean(1), rtol=1e-5)
+    low, high = values.min(1, keepdims=True), values.max(1, keepdims=True)
+    above = [(values > low + part * (high - low)).mean(1) for part in HEIGHTS]
+    np.testing.assert_allclose(described[:, 30:34].T, above, atol=1e-5)
+    np.testing.assert_allclose(described[:, 34], values.argmax(1) / 50, rtol=1e-5)
+    np.testing.assert_allclose(described[:, 35], values.argmin(1) / 50, rtol=1e-5)
+    peak = (step[:, :-1] >= 0) & (step[:, 1:] < 0)
+    np.testing.assert_allclose(described[:, 37], peak.mean(1) * 48 / 50, rtol=1e-5)
+    np.testing.assert_allclose(described[:, 38], [a[1:-1][p].mean() for a, p in zip(away, peak)], rtol=1e-4)
 
 
 def test_rising_and_falling_pitch_differ():
@@ -78,11 +101,9 @@ def test_rising_and_falling_pitch_differ():
     for pitch in (rising, rising[::-1]):
         phase = 2 * np.pi * np.cumsum(pitch) / 16000
         voice = sum(np.sin(k * phase) / k for k in range(1, 15)).astype(np.float32)
-        extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=112, n_fft=768, normalize=None)
-        lags = torch.from_numpy(extractor(voice, sampling_rate=16000)["input_features"][..., 64:])
-        heard = lags.argmax(2)[:, None].float()
-        mask = torch.ones_like(heard, dtype=torch.bool)
-        slopes.append(_course(heard, mask)[0].item())
-        medians.append(_distribution(heard, mask)[5][0, 0, 3].item())
-    assert slopes[0] > 3 and slopes[1] < -3
-    assert medians[0] == pytest.approx(medians[1], abs=1.5)
+        of_contours = statistics(voice)[0, :-4].reshape(-1, 39)
+        of_pitch = of_contours[len(of_contours) // 2 - 1]  # the last contour before their moves
+        slopes.append(of_pitch[16])
+        medians.append(of_pitch[8])
+    assert slopes[0] > 0.2 and slopes[1] < -0.2
+    assert medians[0] == pytest.approx(medians[1], abs=0.1)

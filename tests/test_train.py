@@ -20,7 +20,7 @@ from ser_model.pretrained import load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
 from train import evaluate, report
 from train.augment import BatchAugmentation, change, change_speed
-from train.features import FeatureDataset, collate, extract_features, fit_normalization
+from train.features import FeatureDataset, clip_features, collate, extract_features, fit_normalization
 from train.features import main as features_main
 from train.ravdess import FOLDS, data_fingerprint, load_ravdess, parse_name
 from train.recipe import Augmentation, Training, Variant, available, load_recipe
@@ -83,7 +83,11 @@ def test_recipes_hold_what_exists():
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("trainign: {}", "sets trainign"), ("training: {epochs: 3}", "sets epochs"), ("- 1", "does not hold a recipe")],
+    [
+        ("trainign: {}", "sets trainign"),
+        ("training: {epochs: 3}", "sets epochs"),
+        ("- 1", "does not hold a recipe"),
+    ],
 )
 def test_recipes_refuse_what_does_not(tmp_path, text, says):
     (tmp_path / "r.yaml").write_text(text)
@@ -142,10 +146,10 @@ def test_features_are_computed_once(ravdess, extractor, monkeypatch):
     assert len(calls) == 2 * len(data)
     for variant in first:
         for one, other in zip(first[variant], again[variant], strict=True):
-            np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(one["input_features"], other["input_features"])
     waveform = read(data[5]["audio"]["path"], 16000)
     expected = extractor(change_speed(waveform, 0.9), sampling_rate=16000)["input_features"][0]
-    np.testing.assert_allclose(first[fast][5], expected, atol=1e-5)
+    np.testing.assert_allclose(first[fast][5]["input_features"], expected, atol=1e-5)
     extract_features(data, type(extractor)(trim_db=20.0), **kwargs)
     assert len(calls) == 4 * len(data)
     change = extract_features.__globals__["change"]
@@ -207,9 +211,9 @@ def test_narrow_band_takes_the_highest_bands_of_some_clips():
 
 
 def test_every_variant_or_one_of_them():
-    variants = [[np.full((2, 1), v, np.float32) for _ in range(3)] for v in (0, 1)]
+    variants = [[{"input_features": np.full((2, 1), v, np.float32)} for _ in range(3)] for v in (0, 1)]
     assert len(FeatureDataset(variants, [5, 6, 7])) == 3
-    longer = FeatureDataset([[np.arange(9)[:, None]]], [5], max_frames=4)
+    longer = FeatureDataset([[{"input_features": np.arange(9)[:, None]}]], [5], max_frames=4)
     stretches = [longer[0]["input_features"][:, 0].tolist() for _ in range(50)]
     assert all(stretch == list(range(stretch[0], stretch[0] + 4)) for stretch in stretches)
     assert {stretch[0] for stretch in stretches} == set(range(6))
@@ -220,14 +224,18 @@ def test_every_variant_or_one_of_them():
 
 def test_normalisation_is_learnt_from_training_clips_alone(extractor):
     generator = np.random.default_rng(0)
-    clips = [generator.normal(3, 2, (50, 64)).astype(np.float32) for _ in range(4)] + [np.full((9, 64), 99, np.float32)]
+    frames = [generator.normal(3, 2, (50, 64)).astype(np.float32) for _ in range(4)] + [
+        np.full((9, 64), 99, np.float32)
+    ]
+    clips = [{"input_features": clip} for clip in frames]
     assert fit_normalization(extractor, {Variant(): clips}, np.arange(4))[Variant()] is clips
     extractor.normalize = "dataset"
     normalised = fit_normalization(extractor, {Variant(): clips}, np.arange(4))[Variant()]
+    normalised = [clip["input_features"] for clip in normalised]
     heard = np.concatenate(normalised[:4])
     np.testing.assert_allclose(heard.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(heard.std(0), 1, atol=1e-4)
-    np.testing.assert_allclose((clips[4] - extractor.mean) / extractor.std, normalised[4], rtol=1e-4)
+    np.testing.assert_allclose((frames[4] - extractor.mean) / extractor.std, normalised[4], rtol=1e-4)
 
 
 def test_balanced_classes_weigh_alike():
@@ -271,6 +279,15 @@ def test_augmentation_masks_mixes_and_smooths():
     assert (features == 1).all()
 
 
+def test_statistics_are_mixed_as_their_clips_are():
+    torch.manual_seed(0)
+    statistics, labels = torch.eye(8), torch.arange(8)
+    augment = BatchAugmentation(Augmentation(mixup_probability=1.0), [1.0] * 8)
+    out = augment(torch.ones(8, 5, 3), torch.ones(8, 5).long(), labels, statistics)
+    torch.testing.assert_close(out["statistics"], out["labels"])
+    assert not torch.equal(out["statistics"], statistics)
+
+
 def test_no_augmentation_changes_nothing():
     features, mask, labels = torch.randn(4, 9, 6), torch.ones(4, 9).long(), torch.tensor([0, 1, 2, 3])
     out = BatchAugmentation(Augmentation(), [1.0] * 4)(features, mask, labels)
@@ -280,7 +297,7 @@ def test_no_augmentation_changes_nothing():
 
 def test_predictions_keep_the_order(tiny_model, extractor):
     waveforms = [make_voice(d, seed=i) for i, d in enumerate((1.0, 0.3, 2.0, 0.7, 0.2))]
-    features = [extractor(w, sampling_rate=16000)["input_features"][0] for w in waveforms]
+    features = [clip_features(extractor, waveform) for waveform in waveforms]
     together = predict(tiny_model, FeatureDataset([features], [0] * 5), batch_size=2)
     for probabilities, clip in zip(together, features):
         alone = predict(tiny_model, FeatureDataset([[clip]], [0]))
@@ -288,9 +305,12 @@ def test_predictions_keep_the_order(tiny_model, extractor):
 
 
 def test_collate_masks_padding():
-    batch = collate([{"input_features": np.ones((n, 3), np.float32), "labels": n} for n in (2, 4)])
+    clips = [{"input_features": np.ones((n, 3), np.float32), "statistics": np.full(5, n), "labels": n} for n in (2, 4)]
+    batch = collate(clips)
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["input_features"][0, 2:].eq(0).all()
+    assert batch["statistics"].tolist() == [[2] * 5, [4] * 5]
+    assert "statistics" not in collate([{name: clip[name] for name in ("input_features", "labels")} for clip in clips])
 
 
 def test_trains_a_checkpoint_that_predicts(ravdess, recipe_file, tmp_path, capsys):

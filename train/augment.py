@@ -53,14 +53,15 @@ class BatchAugmentation:
         self.num_lags = num_lags
         self.class_weights = torch.tensor(class_weights)
 
-    def __call__(self, input_features, attention_mask, labels) -> dict[str, torch.Tensor]:
+    def __call__(self, input_features, attention_mask, labels, statistics=None) -> dict[str, torch.Tensor]:
         """
         Args:
             input_features: (batch, num_frames, feature_size). attention_mask: (batch, num_frames).
             labels: (batch,) int64.
+            statistics: (batch, num_statistics), of the whole clip; they are mixed, but neither noise nor masks concern them.
 
         Returns:
-            The three again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
+            All of it again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
         """
         settings = self.augmentation
         weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
@@ -68,9 +69,10 @@ class BatchAugmentation:
         targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / num_labels
         targets = targets * weights[labels][:, None]
         input_features = self._mask(self._noise_or_mask(input_features, attention_mask))
-        if torch.rand(()) < settings.mixup_probability:
-            input_features, attention_mask, targets = self._mix(input_features, attention_mask, targets)
-        return {"input_features": input_features, "attention_mask": attention_mask, "labels": targets}
+        batch = {"input_features": input_features, "attention_mask": attention_mask, "labels": targets}
+        if statistics is not None:
+            batch["statistics"] = statistics
+        return self._mix(batch) if torch.rand(()) < settings.mixup_probability else batch
 
     def _noise_or_mask(self, features: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         settings = self.augmentation
@@ -111,13 +113,11 @@ class BatchAugmentation:
         lost = (draw[1] < settings.narrow_band_probability) & (feature >= end) & (feature < size - self.num_lags)
         return (~lost).to(features.dtype)
 
-    def _mix(self, features, attention_mask, targets):
+    def _mix(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         alpha = torch.tensor(self.augmentation.mixup_alpha)
         weight = torch.distributions.Beta(alpha, alpha).sample().item()
         weight = max(weight, 1 - weight)  # the first of a pair leads, so that its length and labels weigh more
-        other = torch.randperm(len(features), device=features.device)
-        return (
-            torch.lerp(features[other], features, weight),
-            torch.maximum(attention_mask, attention_mask[other]),
-            torch.lerp(targets[other], targets, weight),
-        )
+        other = torch.randperm(len(batch["labels"]), device=batch["labels"].device)
+        mask = batch["attention_mask"]
+        mixed = {name: torch.lerp(x[other], x, weight) for name, x in batch.items() if x is not mask}
+        return {**mixed, "attention_mask": torch.maximum(mask, mask[other])}

@@ -127,8 +127,8 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
 
 
 def _network(encoder: str | list[str]) -> str:
-    """What an encoder does, or several side by side."""
-    return " beside ".join(NETWORKS[name] for name in ([encoder] if isinstance(encoder, str) else encoder))
+    """What an encoder does, or several side by side, each kind once."""
+    return " beside ".join(NETWORKS[name] for name in dict.fromkeys([encoder] if isinstance(encoder, str) else encoder))
 
 
 def _committed_results(recipe_name: str) -> dict[str, dict]:

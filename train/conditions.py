@@ -11,7 +11,7 @@ import tqdm
 from ser_model import SerFeatureExtractor, SerForAudioClassification
 from ser_model.audio import read_audio
 
-from .features import FeatureDataset
+from .features import FeatureDataset, clip_features
 from .metrics import scores
 from .outside import add_noise, clip_peaks, reverberate, telephone
 from .ravdess import parse_name
@@ -77,7 +77,7 @@ def score_conditions(
     figures = {}
     for name in tqdm.tqdm(names, desc=folder.name, unit="condition", leave=False, disable=quiet):
         changed = (CONDITIONS[name](w, rate, np.random.default_rng(i)) for i, w in enumerate(waveforms))
-        features = [extractor(waveform, sampling_rate=rate)["input_features"][0] for waveform in changed]
+        features = [clip_features(extractor, waveform) for waveform in changed]
         figures[name] = scores(predict(model, FeatureDataset([features], labels)), np.array(labels))
     return figures
 

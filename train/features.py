@@ -25,10 +25,14 @@ from .outside import add_noise
 from .ravdess import RavdessError, data_fingerprint, load_ravdess, parse_name
 from .recipe import Recipe, Variant, load_recipe
 
+# What an extractor gives of one clip: `input_features` (num_frames, feature_size) and, if it gives them, `statistics`
+# (num_statistics,), float32.
+Clip = dict[str, np.ndarray]
+
 
 def recipe_features(
     recipe: Recipe, dataset: datasets.Dataset, *, fingerprint: str
-) -> tuple[SerFeatureExtractor, dict[Variant, list[np.ndarray]]]:
+) -> tuple[SerFeatureExtractor, dict[Variant, list[Clip]]]:
     """
     A recipe's extractor, and the features of the dataset's clips as `extract_features` gives them; those that are
     normalised over the training clips wait for that (see `fit_normalization`).
@@ -43,7 +47,7 @@ def recipe_features(
 
 def extract_features(
     dataset: datasets.Dataset, extractor: SerFeatureExtractor, *, variants: tuple[Variant, ...], data_fingerprint: str
-) -> dict[Variant, list[np.ndarray]]:
+) -> dict[Variant, list[Clip]]:
     """
     Args:
         dataset: With a column `audio` of paths.
@@ -52,29 +56,34 @@ def extract_features(
             or of what the code makes of them computes the features anew, otherwise they are read from the cache.
 
     Returns:
-        For each variant, and for the clips as they are, the features of each clip in the dataset's order, (num_frames,
-        feature_size), float32.
+        For each variant, and for the clips as they are, the features of each clip in the dataset's order.
 
     Raises:
         `ser_model.audio.AudioError`: a clip cannot be read.
     """
     features = {}
+    names = ["input_features", "statistics"] if extractor.num_statistics else ["input_features"]
+    columns = datasets.Features({name: datasets.Sequence(datasets.Value("float32")) for name in names})
     for variant in {Variant(): None, **dict.fromkeys(variants)}:
         probe = _probe(extractor, variant)
         settings = json.dumps([probe, data_fingerprint, extractor.to_dict(), vars(variant)], sort_keys=True)
         table = dataset.map(
             functools.partial(_extract_one, extractor=extractor, variant=variant),
             remove_columns=dataset.column_names,
-            features=datasets.Features({"values": datasets.Sequence(datasets.Value("float32"))}),
+            features=columns,
             new_fingerprint=hashlib.sha256(settings.encode()).hexdigest()[:32],
             desc="Features",
         )
-        features[variant] = [
-            values.values.to_numpy().reshape(-1, extractor.feature_size)
-            for chunk in table.data.column("values").chunks
-            for values in chunk
-        ]
+        values = {name: [v.values.to_numpy() for c in table.data.column(name).chunks for v in c] for name in names}
+        values["input_features"] = [v.reshape(-1, extractor.feature_size) for v in values["input_features"]]
+        features[variant] = [dict(zip(names, clip)) for clip in zip(*values.values())]
     return features
+
+
+def clip_features(extractor: SerFeatureExtractor, waveform: np.ndarray) -> Clip:
+    """What the extractor gives of one waveform, (num_samples,) at its rate."""
+    features = extractor(waveform, sampling_rate=extractor.sampling_rate)
+    return {name: values[0] for name, values in features.items() if name != "attention_mask"}
 
 
 def _probe(extractor: SerFeatureExtractor, variant: Variant) -> list:
@@ -87,15 +96,17 @@ def _probe(extractor: SerFeatureExtractor, variant: Variant) -> list:
     tone = 0.3 * np.sin(2 * np.pi * (200 + 400 * time) * time) * np.hanning(rate)
     waveform = add_noise(tone.astype(np.float32), np.random.default_rng(0), snr_db=20.0)
     waveform = change(waveform, rate, variant, seed=0)
-    features = extractor(waveform, sampling_rate=rate)["input_features"][0]
+    clip = clip_features(extractor, waveform)
+    features, statistics = clip["input_features"], clip.get("statistics", np.zeros(1))
     frames = features[np.linspace(0, len(features) - 1, 5).round().astype(int)[1:4]]
-    return (np.vstack([features.mean(0), frames]).round(1) + 0.0).tolist()  # no negative zeros
+    values = [*np.vstack([features.mean(0), frames]), statistics.mean(keepdims=True)]
+    return [(row.round(1) + 0.0).tolist() for row in values]  # no negative zeros
 
 
 def _extract_one(row: dict, *, extractor: SerFeatureExtractor, variant: Variant) -> dict:
     path, rate = row["audio"]["path"], extractor.sampling_rate
     waveform = change(read_audio(path, rate), rate, variant, seed=zlib.crc32(Path(path).stem.encode()))
-    return {"values": extractor(waveform, sampling_rate=rate)["input_features"][0].ravel()}
+    return {name: values.ravel() for name, values in clip_features(extractor, waveform).items()}
 
 
 def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows: np.ndarray) -> dict:
@@ -105,11 +116,14 @@ def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows
     """
     if extractor.normalize != "dataset":
         return features
-    frames = np.concatenate([features[Variant()][i] for i in train_rows]).astype(np.float64)
+    frames = np.concatenate([features[Variant()][i]["input_features"] for i in train_rows]).astype(np.float64)
     mean, std = frames.mean(0), np.maximum(frames.std(0), 1e-6)
     extractor.mean, extractor.std = (values.astype(np.float32).tolist() for values in (mean, std))
     mean, std = mean.astype(np.float32), std.astype(np.float32)
-    return {variant: [(clip - mean) / std for clip in clips] for variant, clips in features.items()}
+    return {
+        variant: [{**clip, "input_features": (clip["input_features"] - mean) / std} for clip in clips]
+        for variant, clips in features.items()
+    }
 
 
 class FeatureDataset(torch.utils.data.Dataset):
@@ -120,7 +134,7 @@ class FeatureDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        variants: list[list[np.ndarray]],
+        variants: list[list[Clip]],
         labels: list[int],
         *,
         every_variant: bool = False,
@@ -135,11 +149,12 @@ class FeatureDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         variant = torch.randint(len(self.variants), ()).item() if len(self.variants) > 1 else 0
-        features = self.variants[variant][index]
+        clip = self.variants[variant][index]
+        features = clip["input_features"]
         if self.max_frames and len(features) > self.max_frames:
             first = torch.randint(len(features) - self.max_frames + 1, ()).item()
             features = features[first : first + self.max_frames]
-        return {"input_features": features, "labels": self.labels[index]}
+        return {**clip, "input_features": features, "labels": self.labels[index]}
 
 
 def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
@@ -147,11 +162,14 @@ def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
     features = [torch.tensor(clip["input_features"]) for clip in clips]
     num_frames = torch.tensor([len(clip) for clip in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-    return {
+    batch = {
         "input_features": padded,
         "attention_mask": (torch.arange(padded.shape[1]) < num_frames[:, None]).long(),
         "labels": torch.tensor([clip["labels"] for clip in clips]),
     }
+    if "statistics" in clips[0]:
+        batch["statistics"] = torch.tensor(np.stack([clip["statistics"] for clip in clips]))
+    return batch
 
 
 def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_incomplete: bool = False) -> int:
@@ -161,7 +179,8 @@ def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_inc
     """
     data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
     extractor, features = recipe_features(recipe, data, fingerprint=data_fingerprint(data))
-    clips, stems = features[Variant()], [Path(audio["path"]).stem for audio in data["audio"]]
+    clips = [clip["input_features"] for clip in features[Variant()]]
+    stems = [Path(audio["path"]).stem for audio in data["audio"]]
     num_frames, fields = [len(clip) for clip in clips], [{"clip": stem, **parse_name(stem)} for stem in stems]
     columns = {name: np.repeat([field[name] for field in fields], num_frames) for name in fields[0]}
     columns["frame"] = np.concatenate([np.arange(n) for n in num_frames])

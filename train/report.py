@@ -7,6 +7,7 @@ Results: the folds' predictions as one file of figures, two pictures and a table
 import json
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
         "confusion_matrix": confusion(probabilities, references, len(labels)),
         "labels": labels,
         "model": {"num_parameters": runs[0]["num_parameters"], "num_bytes": runs[0]["num_bytes"]},
-        "train_seconds": round(sum(run["train_seconds"] for run in runs), 1),
+        "train_seconds": round(len(runs) * _train_seconds(runs), 1),
         "settings": recipe.to_dict(),
         "versions": runs[0]["versions"],
         "data_fingerprint": runs[0]["data_fingerprint"],
@@ -84,13 +85,21 @@ def _fold_figures(runs: list[dict]) -> dict:
         "test_actors": sorted({parse_name(clip)["actor"] for clip in clips}),
         "num_clips": len(clips),
         **_mean([_scores([run]) for run in runs]),
-        "train_seconds": round(sum(run["train_seconds"] for run in runs) / len(runs), 1),
+        "train_seconds": round(_train_seconds(runs), 1),
     }
+
+
+def _train_seconds(runs: list[dict]) -> float:
+    """The mean of those trained on a CPU, or else of all."""
+    seconds = [run["train_seconds"] for run in runs if run.get("device", "cpu") == "cpu"]
+    return float(np.mean(seconds or [run["train_seconds"] for run in runs]))
 
 
 def _seed_figures(runs: list[dict]) -> dict:
     """Of one seed: the mean over its folds."""
-    return {"seed": runs[0]["seed"], **_mean([_scores([run]) for run in runs]), "ece": _scores(runs)["ece"]}
+    devices = sorted({run.get("device", "cpu") for run in runs})
+    scored = _mean([_scores([run]) for run in runs])
+    return {"seed": runs[0]["seed"], "device": ", ".join(devices), **scored, "ece": _scores(runs)["ece"]}
 
 
 def _mean(figures: list[dict]) -> dict[str, float]:
@@ -278,7 +287,7 @@ def recipes_table() -> str:
             continue
         split, unheard = results.values()
         measured = split or unheard
-        seconds = [fold["train_seconds"] for result in results.values() if result for fold in result["folds"]]
+        seconds = [fold["train_seconds"] for result in _on_cpu(results.values()) for fold in result["folds"]]
         cells = [
             f"`{name}`",
             load_recipe(name).claimed or "",
@@ -287,10 +296,15 @@ def recipes_table() -> str:
             _percents(unheard, "uar", "accuracy"),
             f"{measured['model']['num_parameters']:,}",
             f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
-            _duration(statistics.median(seconds)),
+            _duration(statistics.median(seconds)) if seconds else "not measured",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _on_cpu(results: Iterable[dict | None]) -> list[dict]:
+    """Those with a training time on a CPU; a GPU's is another."""
+    return [r for r in results if r and "cpu" in [seed.get("device", "cpu") for seed in r["seeds"]]]
 
 
 def _duration(seconds: float) -> str:

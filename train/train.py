@@ -21,11 +21,12 @@ from sklearn.model_selection import train_test_split
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
+from ser_model.encoders_ser import SerPerceptronEncoder
 from ser_model.results import write_whole
 
 from . import recipe as recipes
 from .card import write_card
-from .features import FeatureDataset, collate, fit_normalization, recipe_features
+from .features import Clip, FeatureDataset, collate, fit_normalization, recipe_features
 from .push import RUN_FILE, check_login, push
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
 from .trainer import CHECKPOINTS, RunError, last_whole_checkpoint, leave_processes, make_trainer, saving
@@ -144,10 +145,11 @@ def train(
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
     sets = make_sets(augmentation, features, labels, rows)
-    names = data.features["emotion"].names
+    network = make_network(recipe, extractor, data.features["emotion"].names)
+    learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
     trainer = make_trainer(
         recipe,
-        make_network(recipe, extractor, names),
+        network,
         extractor,
         sets,
         output=output,
@@ -163,6 +165,7 @@ def train(
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
+        "device": device_name(model.device),
         "num_parameters": model.num_parameters(),
         "versions": versions(),
         "history": trainer.state.log_history,
@@ -181,8 +184,15 @@ def make_network(
     recipe: recipes.Recipe, extractor: SerFeatureExtractor, labels: list[str]
 ) -> SerForAudioClassification:
     """A recipe's network for what its extractor gives, with random weights."""
-    widths = {"feature_size": extractor.feature_size, "num_lags": extractor.num_lags}
+    widths = {name: getattr(extractor, name) for name in ("feature_size", "num_lags", "num_statistics")}
     return SerForAudioClassification(SerConfig(**widths, id2label=dict(enumerate(labels)), **recipe.model))
+
+
+def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:
+    """Members that read statistics normalise them by those of the training clips as they are."""
+    for member in network.ser.members:
+        if isinstance(member, SerPerceptronEncoder):
+            member.learn_scale(torch.from_numpy(np.stack([clip["statistics"] for clip in clips])))
 
 
 def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:
@@ -206,7 +216,8 @@ def predict(model: SerForAudioClassification, clips: FeatureDataset, *, batch_si
     """
     model.eval()
     batches = torch.utils.data.DataLoader(clips, batch_size=batch_size, collate_fn=collate)
-    logits = [model(**{name: x.to(model.device) for name, x in batch.items()}).logits.float() for batch in batches]
+    with torch.backends.cudnn.flags(allow_tf32=False):  # a GPU then answers as a CPU does
+        logits = [model(**{name: x.to(model.device) for name, x in batch.items()}).logits.float() for batch in batches]
     return torch.cat(logits).softmax(-1).double().cpu().numpy()
 
 
@@ -244,6 +255,11 @@ def _finished_run(output: Path, settings: dict) -> dict | None:
             f"{output} holds a finished run with another {' and '.join(different)}: choose another --output, or delete it."
         )
     return run
+
+
+def device_name(device: torch.device) -> str:
+    """What trains: `"cpu"`, or what an accelerator calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def versions() -> dict[str, str]:

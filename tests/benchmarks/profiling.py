@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ser_model.audio import read_audio
 from ser_model.scoring import load_quietly
+from ser_model.statistics_ser import clip_statistics
 from tests.conftest import make_voice
 
 RATE, CLIP_S, BATCH_SIZE = 16000, 4.0, 32
@@ -37,7 +38,7 @@ def cpu_ms(call: Callable[[], object], *, num_calls: int = NUM_CALLS) -> float:
 
 
 @torch.inference_mode()
-def module_ms(model: torch.nn.Module, input_features: torch.Tensor, *, num_calls: int = NUM_CALLS) -> Counter:
+def module_ms(model: torch.nn.Module, inputs: dict[str, torch.Tensor], *, num_calls: int = NUM_CALLS) -> Counter:
     """CPU time by type of layer in one call, and under "between layers" the rest, in milliseconds."""
     seconds, started, handles = Counter(), {}, []
 
@@ -52,7 +53,7 @@ def module_ms(model: torch.nn.Module, input_features: torch.Tensor, *, num_calls
             handles += [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)]
     start = time.process_time()
     for _ in range(num_calls):
-        model(input_features=input_features)
+        model(**inputs)
     seconds["between layers"] = time.process_time() - start - sum(seconds.values())
     for handle in handles:
         handle.remove()
@@ -60,15 +61,15 @@ def module_ms(model: torch.nn.Module, input_features: torch.Tensor, *, num_calls
 
 
 @torch.inference_mode()
-def operations(model: torch.nn.Module, input_features: torch.Tensor) -> int:
+def operations(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     """Floating-point operations of convolutions and matrix products in one call, recurrent ones included."""
     with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-        model(input_features=input_features)
+        model(**inputs)
     return counter.get_total_flops()
 
 
 @torch.inference_mode()
-def num_bytes(model: torch.nn.Module, input_features: torch.Tensor) -> int:
+def num_bytes(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     """Weights read once, and what each layer puts out written and read once."""
     outputs = []
 
@@ -78,10 +79,10 @@ def num_bytes(model: torch.nn.Module, input_features: torch.Tensor) -> int:
 
     leaves = [layer for layer in model.modules() if next(layer.children(), None) is None]
     handles = [layer.register_forward_hook(count) for layer in leaves]
-    model(input_features=input_features)
+    model(**inputs)
     for handle in handles:
         handle.remove()
-    tensors = [*model.parameters(), *model.buffers(), input_features, *outputs, *outputs]
+    tensors = [*model.parameters(), *model.buffers(), *inputs.values(), *outputs, *outputs]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -145,17 +146,22 @@ def profile_extractor(extractor) -> None:
         "mel bands": cpu_ms(lambda: power.T @ extractor.mel_filters),
         "trimming": cpu_ms(lambda: extractor.is_heard(mel_power, mask)),
     }
+    if extractor.statistics:
+        features = extractor._frame_features(power.T[None], mel_power, None, None, mask)
+        bands, lags = features.split([extractor.num_mel_bins, extractor.num_lags], -1)
+        parts["statistics"] = cpu_ms(lambda: clip_statistics(bands, lags, mask))
     whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
     parts["checks, decibels, normalisation"] = whole_ms - sum(parts.values())
     print_parts("features", whole_ms, parts)
 
 
-def profile_network(model, features: torch.Tensor) -> None:
+def profile_network(model, inputs: dict[str, torch.Tensor]) -> None:
     with torch.inference_mode():
-        whole_ms = cpu_ms(lambda: model(input_features=features))
-    clips = f"{len(features)} clip{'s' if len(features) > 1 else ''} of {features.shape[1]} frames"
-    print_parts(f"network, {clips}", whole_ms, module_ms(model, features))
-    flops, moved = operations(model, features), num_bytes(model, features)
+        whole_ms = cpu_ms(lambda: model(**inputs))
+    num_clips, num_frames = inputs["input_features"].shape[:2]
+    clips = f"{num_clips} clip{'s' if num_clips > 1 else ''} of {num_frames} frames"
+    print_parts(f"network, {clips}", whole_ms, module_ms(model, inputs))
+    flops, moved = operations(model, inputs), num_bytes(model, inputs)
     floor_ms = max(1000 * flops / matrix_rate(), 1000 * moved / copy_rate())
     print(
         f"  {flops / 1e6:.0f} million operations take {1000 * flops / matrix_rate():.2f} ms at "
@@ -170,9 +176,10 @@ def main() -> None:
         profile_pipeline(classifier, Path(folder))
     extractor = classifier.feature_extractor
     profile_extractor(extractor)
-    voice = extractor(make_voice(CLIP_S), sampling_rate=RATE, return_tensors="pt")["input_features"]
-    profile_network(classifier.network, voice)
-    profile_network(classifier.network, voice.repeat(BATCH_SIZE, 1, 1))
+    for num_clips in (1, BATCH_SIZE):
+        inputs = extractor([make_voice(CLIP_S)] * num_clips, sampling_rate=RATE, return_tensors="pt")
+        del inputs["attention_mask"]  # clips of one length have no padding
+        profile_network(classifier.network, dict(inputs))
 
 
 if __name__ == "__main__":

@@ -100,8 +100,8 @@ def on_a_grid(classifier, power: torch.Tensor, start: int) -> dict:
     extractor, model = classifier.feature_extractor, classifier.network
     first = round(start / extractor.hop_length)
     power = power[:, first : first + 1 + round(WINDOW_S * RATE) // extractor.hop_length]
-    features, mask = extractor.describe(power, None, None, torch.ones(power.shape[:2], dtype=torch.bool))
-    probabilities = model(features, mask).logits.softmax(-1)[0].tolist()
+    inputs = extractor.describe(power, None, None, torch.ones(power.shape[:2], dtype=torch.bool))
+    probabilities = model(**inputs).logits.softmax(-1)[0].tolist()
     return {model.config.id2label[i]: p for i, p in enumerate(probabilities)}
 
 
@@ -138,7 +138,8 @@ def bounds(classifier) -> dict:
 
 
 def convolutions_ms(model, num_frames: int) -> float:
-    parts = module_ms(model, torch.randn(1, num_frames, model.config.feature_size))
+    sizes = {"input_features": (num_frames, model.config.feature_size), "statistics": (model.config.num_statistics,)}
+    parts = module_ms(model, {name: torch.randn(1, *size) for name, size in sizes.items()})
     return sum(parts[name] for name in CONVOLUTIONS)
 
 

@@ -23,11 +23,12 @@ def ser_base(clips: Clips, threads: int) -> System:
     torch.set_num_threads(threads)
     extractor, model = classifier.feature_extractor, classifier.network
     waveforms = clips.waveforms(RATE)
-    features = extractor(waveforms[0], sampling_rate=RATE, return_tensors="pt")["input_features"]
+    inputs = extractor(waveforms[0], sampling_rate=RATE, return_tensors="pt")
+    del inputs["attention_mask"]  # one clip has no padding to mask, for the pipeline neither
 
     @torch.inference_mode()
     def network():
-        return model(features).logits  # one clip has no padding to mask, for the pipeline neither
+        return model(**inputs).logits
 
     return System(
         calls={

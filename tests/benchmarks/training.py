@@ -20,7 +20,7 @@ from ser_model import SerFeatureExtractor
 from ser_model.configuration_ser import EMOTIONS
 from tests.conftest import make_voice
 from train import train as training
-from train.features import recipe_features
+from train.features import clip_features, recipe_features
 from train.ravdess import data_fingerprint, load_ravdess
 from train.recipe import Recipe, Variant, load_recipe
 
@@ -36,7 +36,7 @@ def read_clips(data: str | None, recipe: Recipe) -> tuple[SerFeatureExtractor, d
     else:
         extractor = SerFeatureExtractor(**recipe.features)
         sounds = [make_voice(1.2 + 1.7 * i / NUM_SOUNDS, seed=i) for i in range(NUM_SOUNDS)]
-        heard = [extractor(sound, sampling_rate=extractor.sampling_rate)["input_features"][0] for sound in sounds]
+        heard = [clip_features(extractor, sound) for sound in sounds]
         clips = [heard[i % NUM_SOUNDS] for i in range(NUM_CLIPS)]
         features = {variant: clips for variant in (Variant(), *recipe.augmentation.variants)}
         labels = [i % 8 for i in range(NUM_CLIPS)]
