@@ -71,7 +71,7 @@ class SerModel(SerPreTrainedModel):
     def __init__(self, config: SerConfig):
         super().__init__(config)
         encoders = _encoders(config)
-        self.members = nn.ModuleList(encode(config, size) for encode, size in zip(encoders, config.num_cepstra))
+        self.members = nn.ModuleList(kind(config, size) for kind, size in zip(encoders, config.num_cepstra))
         self.post_init()
 
     def forward(self, input_features, attention_mask=None, statistics=None, output_attentions=None, return_dict=None):

@@ -144,7 +144,7 @@ def _smooth(contours, inside):
 def _describe(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """How values (batch, num_contours, num_frames) are distributed, and how they go up and down in time, under the mask."""
     inside, num_frames = mask.float(), _sum(mask)
-    line, parabola = _curves(mask)
+    line, parabola = _curves(inside, num_frames)
     sums = values @ torch.cat([inside, line, parabola], 1).transpose(1, 2)  # (batch, num_contours, 3)
     total, along_line, along_parabola = sums.split(1, 2)
 
@@ -220,10 +220,9 @@ def _count_below(ordered, thresholds, *, or_equal=False):
     return (values <= limits if or_equal else values < limits).sum(3)
 
 
-def _curves(mask) -> tuple[torch.Tensor, torch.Tensor]:
+def _curves(inside, num_frames) -> tuple[torch.Tensor, torch.Tensor]:
     """A line from -1 to 1 over the frames of each clip, and a parabola, less its mean; 0 on padding."""
-    inside, num_frames = mask.float(), _sum(mask)
-    line = (2 * torch.arange(mask.shape[2]) / (num_frames - 1).clamp(min=1) - 1) * inside
+    line = (2 * torch.arange(inside.shape[2]) / (num_frames - 1).clamp(min=1) - 1) * inside
     line = line - _sum(line) / num_frames * inside  # of a single frame
     parabola = line.square()
     return line, parabola - _sum(parabola) / num_frames * inside

@@ -304,7 +304,7 @@ def recipes_table() -> str:
 
 def _on_cpu(results: Iterable[dict | None]) -> list[dict]:
     """Those with a training time on a CPU; a GPU's is another."""
-    return [r for r in results if r and "cpu" in [seed.get("device", "cpu") for seed in r["seeds"]]]
+    return [r for r in results if r and any("cpu" in seed.get("device", "cpu") for seed in r["seeds"])]
 
 
 def _duration(seconds: float) -> str:

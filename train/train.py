@@ -216,7 +216,8 @@ def predict(model: SerForAudioClassification, clips: FeatureDataset, *, batch_si
     """
     model.eval()
     batches = torch.utils.data.DataLoader(clips, batch_size=batch_size, collate_fn=collate)
-    with torch.backends.cudnn.flags(allow_tf32=False):  # a GPU then answers as a CPU does
+    # Without cuDNN, which rounds what it convolves, a GPU answers as a CPU does.
+    with torch.backends.cudnn.flags(enabled=False):
         logits = [model(**{name: x.to(model.device) for name, x in batch.items()}).logits.float() for batch in batches]
     return torch.cat(logits).softmax(-1).double().cpu().numpy()
 

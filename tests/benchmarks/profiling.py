@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ser_model.audio import read_audio
 from ser_model.scoring import load_quietly
-from ser_model.statistics_ser import clip_statistics
 from tests.conftest import make_voice
 
 RATE, CLIP_S, BATCH_SIZE = 16000, 4.0, 32
@@ -146,10 +145,6 @@ def profile_extractor(extractor) -> None:
         "mel bands": cpu_ms(lambda: power.T @ extractor.mel_filters),
         "trimming": cpu_ms(lambda: extractor.is_heard(mel_power, mask)),
     }
-    if extractor.statistics:
-        features = extractor._frame_features(power.T[None], mel_power, None, None, mask)
-        bands, lags = features.split([extractor.num_mel_bins, extractor.num_lags], -1)
-        parts["statistics"] = cpu_ms(lambda: clip_statistics(bands, lags, mask))
     whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
     parts["checks, decibels, normalisation"] = whole_ms - sum(parts.values())
     print_parts("features", whole_ms, parts)

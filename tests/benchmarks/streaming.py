@@ -138,8 +138,7 @@ def bounds(classifier) -> dict:
 
 
 def convolutions_ms(model, num_frames: int) -> float:
-    sizes = {"input_features": (num_frames, model.config.feature_size), "statistics": (model.config.num_statistics,)}
-    parts = module_ms(model, {name: torch.randn(1, *size) for name, size in sizes.items()})
+    parts = module_ms(model, {"input_features": torch.randn(1, num_frames, model.config.feature_size)})
     return sum(parts[name] for name in CONVOLUTIONS)
 
 
