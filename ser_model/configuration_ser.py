@@ -23,8 +23,8 @@ class SerConfig(PreTrainedConfig):
         Width of one frame of `input_features`.
     num_lags (`int`, defaults to 0):
         How many of these, the last ones, are autocorrelations instead of mel bands; every member reads them as they are.
-    num_statistics (`int`, defaults to 0):
-        Width of `statistics`, which members of the kind `"perceptron"` read instead of frames.
+    num_statistics (`list[int]`, defaults to `[0, 0, 0]`):
+        Of `statistics`, which some members read instead of frames: rows of kinds of statistics, rows of correlations, columns.
     num_cepstra (`list[int]`, defaults to `[40, 0]`):
         One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
         reads a discrete cosine transform of the mel bands to that many cepstra.
@@ -47,7 +47,7 @@ class SerConfig(PreTrainedConfig):
     hidden_size (`int`, defaults to 64):
         Width of a second LSTM, and of a hidden layer before the classifier.
     input_dropout, conv_dropout, lstm_dropout, hidden_dropout, classifier_dropout (`float`):
-        Dropout of a clip's statistics, after each convolution or block, after the BiLSTM, in the transformer and at the
+        Dropout of rows of a clip's statistics, after each convolution or block, after the BiLSTM, in the transformer and at the
         layers of `hidden_size`, and before the classifier.
     temperature (`float`, defaults to 1.0):
         What the logits are divided by, so that a confidence of 0.8 is right four times in five; fitted on validation
@@ -59,7 +59,7 @@ class SerConfig(PreTrainedConfig):
     encoder: str | list[str] | tuple[str, ...] = "residual_bilstm_attention"
     feature_size: int = 64
     num_lags: int = 0
-    num_statistics: int = 0
+    num_statistics: list[int] | tuple[int, ...] = (0, 0, 0)
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
@@ -71,7 +71,7 @@ class SerConfig(PreTrainedConfig):
     intermediate_size: int = 128
     num_attention_heads: int = 4
     hidden_size: int = 64
-    input_dropout: float | int = 0.5
+    input_dropout: float | int = 0.6
     conv_dropout: float | int = 0.2
     lstm_dropout: float | int = 0.3
     hidden_dropout: float | int = 0.3

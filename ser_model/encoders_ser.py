@@ -371,9 +371,10 @@ class SerConv1dEncoder(nn.Module):
 
 class SerPerceptronEncoder(nn.Module):
     """
-    Ours, on statistics of the whole clip: normalised, outliers cut -> Dropout -> Linear -> BatchNorm -> ReLU -> Dropout.
+    Ours, on rows of statistics of the whole clip: normalised, outliers cut -> Dropout of rows -> Linear -> BatchNorm -> ReLU ->
+    Dropout. Whole rows drop out, as a network that has seen few people must not rely on one kind of statistic.
 
-    Instead of frames and a mask it is called with `statistics` (batch, num_statistics).
+    Instead of frames and a mask it is called with `statistics` (batch, num_rows, num_columns) and takes its own `rows`.
     """
 
     LIMIT = 3.0  # standard deviations
@@ -381,24 +382,45 @@ class SerPerceptronEncoder(nn.Module):
 
     def __init__(self, config: SerConfig, num_cepstra: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(config.num_statistics))
-        self.register_buffer("deviation", torch.ones(config.num_statistics))
-        self.input_dropout = nn.Dropout(config.input_dropout)
-        self.hidden = nn.Linear(config.num_statistics, config.hidden_size)
+        self.rows = self.choose_rows(config)
+        num_rows, num_columns = self.rows.stop - self.rows.start, config.num_statistics[-1]
+        self.register_buffer("mean", torch.zeros(num_rows, num_columns))
+        self.register_buffer("deviation", torch.ones(num_rows, num_columns))
+        self.input_dropout = nn.Dropout1d(config.input_dropout)
+        self.hidden = nn.Linear(num_rows * num_columns, config.hidden_size)
         self.norm = nn.BatchNorm1d(config.hidden_size)
         self.hidden_dropout = nn.Dropout(config.hidden_dropout)
         self.pooled_size = config.hidden_size
 
+    def choose_rows(self, config: SerConfig) -> slice:
+        raise NotImplementedError
+
     @torch.no_grad()
     def learn_scale(self, statistics: torch.Tensor):
-        """Normalises by the mean and deviation of `statistics` (num_clips, num_statistics) from now on."""
+        """Normalises by the mean and deviation of `statistics` (num_clips, num_rows, num_columns) from now on."""
+        statistics = statistics[:, self.rows]
         self.mean.copy_(statistics.mean(0))
         self.deviation.copy_(statistics.std(0).clamp(min=self.MIN_DEVIATION))
 
     def forward(self, statistics):
-        statistics = ((statistics - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
-        hidden = torch.relu(self.norm(self.hidden(self.input_dropout(statistics))))
+        rows = ((statistics[:, self.rows] - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
+        hidden = torch.relu(self.norm(self.hidden(self.input_dropout(rows).flatten(1))))
         return None, self.hidden_dropout(hidden), None
+
+
+class SerDistributionEncoder(SerPerceptronEncoder):
+    """On how contours are distributed over the clip, and how they change in it."""
+
+    def choose_rows(self, config: SerConfig) -> slice:
+        return slice(0, config.num_statistics[0])
+
+
+class SerCorrelationEncoder(SerPerceptronEncoder):
+    """On how contours, and their changes, go together."""
+
+    def choose_rows(self, config: SerConfig) -> slice:
+        num_kinds, num_contours, _ = config.num_statistics
+        return slice(num_kinds, num_kinds + num_contours)
 
 
 ENCODERS = {
@@ -409,7 +431,8 @@ ENCODERS = {
     "bilstm": SerBiLSTMEncoder,
     "conv2d_bilstm": SerConv2dEncoder,
     "conv1d": SerConv1dEncoder,
-    "perceptron": SerPerceptronEncoder,
+    "distribution_perceptron": SerDistributionEncoder,
+    "correlation_perceptron": SerCorrelationEncoder,
 }
 
 # By class, the convolutions that batch normalisation follows, and with it.

@@ -21,7 +21,7 @@ from .descriptors_ser import (
     spectral_centroid_and_bandwidth,
     zero_crossing_rate,
 )
-from .statistics_ser import BANDS_A_GROUP, clip_statistics, num_statistics
+from .statistics_ser import BANDS_A_GROUP, clip_statistics, statistics_shape
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
@@ -53,7 +53,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         feature_type (`str`, defaults to `"log_mel"`): One of the above.
         feature_size (`int`, defaults to 64): Numbers in a frame.
         statistics (`bool`, defaults to `False`): With `"log_mel_pitch"`, also give statistics of the whole clip: how mel bands
-            and pitch are distributed over it and how they move (see `statistics_ser.py`). Nothing normalises them.
+            and pitch are distributed over it, move, and go together (see `statistics_ser.py`). Nothing normalises them.
         num_mel_bins (`int`, *optional*): Mel bands; if left out `feature_size` for `"log_mel"`, 64 for `"log_mel_pitch"`,
             otherwise 128.
         sampling_rate (`int`, defaults to 16000): Rate of the waveforms, in hertz.
@@ -114,7 +114,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.std = std
         num_rest = self._check_settings()
         self.num_lags, self.num_mfcc = (num_rest, 0) if feature_type == "log_mel_pitch" else (0, num_rest)
-        self.num_statistics = num_statistics(self.num_mel_bins, self.num_lags) if statistics else 0
+        self.num_statistics = statistics_shape(self.num_mel_bins, self.num_lags) if statistics else (0, 0, 0)
         mel_filters = mel_filter_bank(
             num_frequency_bins=n_fft // 2 + 1,
             num_mel_filters=self.num_mel_bins,
@@ -180,7 +180,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             `BatchFeature` with `input_features` (batch, num_frames, feature_size), float32, and `attention_mask`
             (batch, num_frames), int64, 1 on frames of the clip and 0 on padding. A clip of n samples has
             1 + n // `hop_length` frames before trimming, `max_frames` at most; one for `"descriptors"`. With `statistics`
-            also `statistics` (batch, `num_statistics`), float32.
+            also `statistics` (batch, num_rows, num_columns), float32 (see `statistics_ser.clip_statistics`).
 
         Raises:
             `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform; `mean` and

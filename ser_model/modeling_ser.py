@@ -79,7 +79,7 @@ class SerModel(SerPreTrainedModel):
         Args:
             input_features: (batch, num_frames, feature_size), as `SerFeatureExtractor` gives them.
             attention_mask: (batch, num_frames), 1 on frames and 0 on padding, which comes last; no padding if left out.
-            statistics: (batch, num_statistics), of the whole clip, where a member reads them.
+            statistics: (batch, num_rows, num_columns), of the whole clip, where a member reads them.
             output_attentions: Also return the attention over time.
 
         Returns:

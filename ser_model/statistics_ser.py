@@ -1,6 +1,6 @@
 """
 Statistics of a whole clip, for a network that looks at how a voice moves rather than at the moves themselves: contours of each
-frame (how loud, how bright, how high), and how each of them is distributed over the clip and changes in it.
+frame (how loud, how bright, how high), how each of them is distributed over the clip and changes in it, and how they go together.
 
 It is the approach of openSMILE's ComParE set (Weninger et al. 2013, doi:10.3389/fpsyg.2013.00292), with contours that follow
 from our features. Contours and their masks are (batch, num_contours, num_frames), what describes them (batch, num_contours, n).
@@ -35,7 +35,9 @@ def clip_statistics(bands_db: torch.Tensor, autocorrelations: torch.Tensor, mask
         mask: (batch, num_frames) bool; false on padding, which changes nothing.
 
     Returns:
-        (batch, `num_statistics`), float32.
+        (batch, num_rows, num_columns), float32. A column stands for a contour or, in the second half, for how it moves from
+        frame to frame. First come rows of one kind of statistic each; then one of how much and how long the voice is heard,
+        most of which is 0; then one for each contour, which hold its correlations with all columns.
     """
     mask = mask[:, None]
     contours, voiced = _contours(bands_db, autocorrelations, mask)
@@ -43,14 +45,17 @@ def clip_statistics(bands_db: torch.Tensor, autocorrelations: torch.Tensor, mask
     contours, voiced, mask = (x[..., ::STEP] for x in (contours, voiced, mask))
     (before, after), (has_before, has_after) = _neighbours(contours), _neighbours(mask)
     moves = (after - before) * (has_before & has_after)
-    statistics = _describe(torch.cat([contours, moves], 1), mask)
-    return torch.cat([statistics.flatten(1), _voicing(voiced, mask)], 1)
+    kinds, correlations = _describe(torch.cat([contours, moves], 1), mask)
+    voicing = _voicing(voiced, mask)[:, None]
+    voicing = torch.nn.functional.pad(voicing, (0, kinds.shape[2] - voicing.shape[2]))
+    return torch.cat([kinds, voicing, correlations], 1)
 
 
-def num_statistics(num_bands: int, num_lags: int) -> int:
-    """How many `clip_statistics` gives."""
+def statistics_shape(num_bands: int, num_lags: int) -> tuple[int, int, int]:
+    """How many rows of kinds of statistics and of correlations `clip_statistics` gives, and how many columns."""
     bands, lags = torch.zeros(1, 4, num_bands), torch.zeros(1, 4, num_lags)
-    return clip_statistics(bands, lags, torch.ones(1, 4, dtype=torch.bool)).shape[1]
+    _, num_rows, num_columns = clip_statistics(bands, lags, torch.ones(1, 4, dtype=torch.bool)).shape
+    return num_rows - num_columns // 2, num_columns // 2, num_columns
 
 
 def _contours(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,8 +146,11 @@ def _smooth(contours, inside):
     return three(contours * inside) * (inside / three(inside).clamp(min=1))
 
 
-def _describe(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How values (batch, num_contours, num_frames) are distributed, and how they go up and down in time, under the mask."""
+def _describe(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    How values (batch, num_columns, num_frames) are distributed and how they go up and down in time, under the mask, (batch,
+    n, num_columns); and how those of the first half are correlated with all, (batch, num_columns // 2, num_columns).
+    """
     inside, num_frames = mask.float(), _sum(mask)
     line, parabola = _curves(inside, num_frames)
     sums = values @ torch.cat([inside, line, parabola], 1).transpose(1, 2)  # (batch, num_contours, 3)
@@ -200,7 +208,10 @@ def _describe(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     peak = (step[..., 1:] < 0) & (step[..., :-1] >= 0)
     num_peaks = _sum(peak)
     parts += [num_peaks / num_frames, _sum(away[..., 1:-1] * peak) / num_peaks.clamp(min=1)]
-    return torch.cat(parts, 2)
+
+    standardised = away / (deviation * num_frames.sqrt())
+    correlations = standardised[:, : values.shape[1] // 2] @ standardised.transpose(1, 2)
+    return torch.cat(parts, 2).transpose(1, 2), correlations
 
 
 def _sum(values):

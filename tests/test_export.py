@@ -55,7 +55,7 @@ def test_statistics_answer_alike(tmp_path, clips):
     one_by_one = np.concatenate([run(session, [clip]) for clip in clips])
     for found in (run(session, clips), one_by_one):
         differences = np.abs(found - expected).max(1)
-        assert np.median(differences) < 1e-4 and differences.max() < STATISTICS_TOLERANCE
+        assert np.median(differences) < 1e-3 and differences.max() < STATISTICS_TOLERANCE
 
 
 def test_int8_is_a_third_of_the_size_and_answers_alike(exported, tmp_path, clips):

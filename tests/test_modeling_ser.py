@@ -79,12 +79,12 @@ def test_a_copy_for_inference_gives_the_same_answers_and_leaves_the_model_as_it_
 
 @torch.inference_mode()
 def test_outliers_among_statistics_are_cut():
-    config = SerConfig(encoder="perceptron", feature_size=4, num_statistics=20, num_cepstra=[0])
-    model, frames = SerForAudioClassification(config).eval(), torch.zeros(1, 5, 4)
-    statistics = torch.randn(1, 20)
-    statistics[:, 0] = 3.0
+    config = SerConfig(encoder="distribution_perceptron", num_statistics=[2, 0, 10], num_cepstra=[0])
+    model, frames = SerForAudioClassification(config).eval(), torch.zeros(1, 5, 64)
+    statistics = torch.randn(1, 2, 10)
+    statistics[:, 0, 0] = 3.0
     other = statistics.clone()
-    other[:, 0] = 1e6
+    other[:, 0, 0] = 1e6
     answers = [model(frames, statistics=x).logits for x in (statistics, other)]
     torch.testing.assert_close(*answers)
 
@@ -92,9 +92,9 @@ def test_outliers_among_statistics_are_cut():
 def test_statistics_are_normalised_by_those_learnt_from(tmp_path):
     """Whatever their units, and after loading as well."""
     torch.manual_seed(0)
-    config = SerConfig(encoder="perceptron", feature_size=4, num_statistics=3, num_cepstra=[0], input_dropout=0.0)
-    model, frames = SerForAudioClassification(config).eval(), torch.zeros(8, 5, 4)
-    units, statistics = torch.tensor([1e-3, 1.0, 50.0]), torch.randn(8, 3)
+    config = SerConfig(encoder="correlation_perceptron", num_statistics=[1, 2, 3], num_cepstra=[0], input_dropout=0.0)
+    model, frames = SerForAudioClassification(config).eval(), torch.zeros(8, 5, 64)
+    units, statistics = torch.tensor([1e-3, 1.0, 50.0]), torch.randn(8, 3, 3)
     model.ser.members[0].learn_scale(statistics)
     expected = model(frames, statistics=statistics).logits
     model.ser.members[0].learn_scale(statistics * units + 7)
@@ -103,13 +103,31 @@ def test_statistics_are_normalised_by_those_learnt_from(tmp_path):
     torch.testing.assert_close(again(frames, statistics=statistics * units + 7).logits, expected, atol=1e-3, rtol=0)
 
 
+def test_members_on_statistics_read_their_own_rows_and_lose_whole_ones():
+    torch.manual_seed(0)
+    kinds = ["distribution_perceptron", "correlation_perceptron"]
+    config = SerConfig(encoder=kinds, num_statistics=[2, 3, 4], num_cepstra=[0, 0], input_dropout=0.5)
+    model, statistics = SerForAudioClassification(config).eval(), torch.randn(64, 5, 4)
+    other = statistics.clone()
+    other[:, 2:] += 1.0  # the correlations
+    for member, changes in zip(model.ser.members, (False, True)):
+        (_, pooled, _), (_, again, _) = member(statistics), member(other)
+        assert torch.equal(pooled, again) != changes
+    seen = []
+    model.ser.members[1].hidden.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].unflatten(1, (3, 4))))
+    model.ser.members[1].train()(statistics)
+    lost = (seen[0] == 0).sum(2)
+    assert set(lost.unique().tolist()) == {0, 4} and 0.3 < (lost == 4).float().mean() < 0.7
+
+
 def make_encoder(encoder):
     """A small model of each kind, with what it hears of four voices."""
     torch.manual_seed(0)
     kinds = {
         "conv1d": {"feature_type": "descriptors", "feature_size": 264},
         "conv1d_bilstm_transformer": {"feature_type": "zcr_rms_mfcc", "feature_size": 32},
-        "perceptron": {"feature_type": "log_mel_pitch", "feature_size": 112, "statistics": True},
+        "distribution_perceptron": {"feature_type": "log_mel_pitch", "feature_size": 112, "statistics": True},
+        "correlation_perceptron": {"feature_type": "log_mel_pitch", "feature_size": 112, "statistics": True},
     }
     extractor = SerFeatureExtractor(**kinds.get(encoder, {"feature_type": "mfcc", "feature_size": 40}))
     sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "hidden_size": 8, "intermediate_size": 16}

@@ -4,7 +4,7 @@ import scipy.stats
 import torch
 
 from ser_model import SerFeatureExtractor
-from ser_model.statistics_ser import HEIGHTS, QUANTILES, RANGES, _describe, clip_statistics, num_statistics
+from ser_model.statistics_ser import HEIGHTS, QUANTILES, RANGES, _describe, clip_statistics, statistics_shape
 from tests.conftest import make_voice
 
 SETTINGS = {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True}
@@ -15,11 +15,15 @@ def statistics(waveform):
 
 
 def test_as_many_for_a_clip_of_any_length():
-    size = num_statistics(64, 48)
-    assert SerFeatureExtractor(**SETTINGS).num_statistics == size
+    num_kinds, num_contours, num_columns = statistics_shape(64, 48)
+    assert SerFeatureExtractor(**SETTINGS).num_statistics == (num_kinds, num_contours, num_columns)
     for duration_s in (0.05, 0.3, 2.0):
         found = statistics(make_voice(duration_s))
-        assert found.shape == (1, size) and found.dtype == np.float32 and np.isfinite(found).all()
+        assert (
+            found.shape == (1, num_kinds + num_contours, num_columns)
+            and found.dtype == np.float32
+            and np.isfinite(found).all()
+        )
     assert np.isfinite(statistics(np.zeros(16000, np.float32))).all()
     assert "statistics" not in SerFeatureExtractor()(make_voice(0.3), sampling_rate=16000)
 
@@ -48,9 +52,10 @@ def values():
 
 @pytest.fixture(scope="module")
 def described(values):
-    """Of values with ten frames of padding: (3, num_statistics)."""
+    """Of values with ten frames of padding: (3, n), and the correlations of the first of them."""
     padded = torch.nn.functional.pad(torch.tensor(values, dtype=torch.float32), (0, 10), value=9.0)[None]
-    return _describe(padded, torch.arange(60)[None, None] < 50)[0].numpy()
+    kinds, correlations = _describe(padded, torch.arange(60)[None, None] < 50)
+    return np.concatenate([kinds[0], correlations[0]]).T
 
 
 def test_distribution_agrees_with_numpy_and_scipy(values, described):
@@ -93,6 +98,10 @@ def test_steps_heights_and_peaks_agree_with_numpy(values, described):
     np.testing.assert_allclose(described[:, 38], [a[1:-1][p].mean() for a, p in zip(away, peak)], rtol=1e-4)
 
 
+def test_correlations_agree_with_numpy(values, described):
+    np.testing.assert_allclose(described[:, 39:].T, np.corrcoef(values)[:1], atol=1e-5)
+
+
 def test_rising_and_falling_pitch_differ():
     """By the pitch's slope, which turns its sign round, and not by how the pitch is distributed."""
     time = np.arange(32000) / 16000
@@ -101,8 +110,8 @@ def test_rising_and_falling_pitch_differ():
     for pitch in (rising, rising[::-1]):
         phase = 2 * np.pi * np.cumsum(pitch) / 16000
         voice = sum(np.sin(k * phase) / k for k in range(1, 15)).astype(np.float32)
-        of_contours = statistics(voice)[0, :-4].reshape(-1, 39)
-        of_pitch = of_contours[len(of_contours) // 2 - 1]  # the last contour before their moves
+        found = statistics(voice)[0]
+        of_pitch = found[:, found.shape[1] // 2 - 1]  # the last contour before their moves
         slopes.append(of_pitch[16])
         medians.append(of_pitch[8])
     assert slopes[0] > 0.2 and slopes[1] < -0.2

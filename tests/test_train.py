@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from ser_model import SerFeatureExtractor
 from ser_model.pretrained import load_pipeline
 from tests.conftest import ROOT, make_ravdess, make_voice
 from train import evaluate, report
@@ -87,6 +88,10 @@ def test_recipes_hold_what_exists():
         ("trainign: {}", "sets trainign"),
         ("training: {epochs: 3}", "sets epochs"),
         ("- 1", "does not hold a recipe"),
+        ("apart: [{members: [2]}]", "name each member apart once, from 0 to 1"),
+        ("apart: [{members: [0]}, {members: [0]}]", "name each member apart once"),
+        ("apart: [{members: [0, 1]}]", "and not all"),
+        ("apart: [{members: [0], epochs: 3}]", "sets epochs, which Group does not have"),
     ],
 )
 def test_recipes_refuse_what_does_not(tmp_path, text, says):
@@ -158,6 +163,17 @@ def test_features_are_computed_once(ravdess, extractor, monkeypatch):
     )
     extract_features(data, extractor, **kwargs)
     assert len(calls) == 6 * len(data)  # other code computes anew what the cache holds of the old
+
+
+def test_other_statistics_are_computed_anew(ravdess, monkeypatch):
+    data = load_ravdess(ravdess, allow_incomplete=True).select(range(2))
+    extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=112, n_fft=768, statistics=True)
+    kwargs = {"variants": (), "data_fingerprint": data_fingerprint(data)}
+    first = extract_features(data, extractor, **kwargs)[Variant()]
+    describe = SerFeatureExtractor.describe.__globals__["clip_statistics"]
+    monkeypatch.setitem(SerFeatureExtractor.describe.__globals__, "clip_statistics", lambda *x: describe(*x).flip(1))
+    for old, new in zip(first, extract_features(data, extractor, **kwargs)[Variant()]):
+        np.testing.assert_allclose(new["statistics"], old["statistics"][::-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.1])
@@ -520,3 +536,34 @@ def test_refuses_folds_that_do_not_exist(folds, capsys):
 def test_refuses_seeds_that_are_no_numbers(capsys):
     assert evaluate.main(["--protocol", "speaker-independent", "--seed", "one"]) == 1
     assert "--seed one: give whole numbers" in capsys.readouterr().err
+
+
+def test_members_apart_learn_as_if_alone(ravdess, tmp_path):
+    """And the others as if these were not there; the whole network holds both and hears as they do."""
+    features = {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True}
+    small = {"conv_channels": 8, "lstm_hidden_size": 8, "num_attention_heads": 1, "hidden_size": 8}
+    apart = {
+        "members": [0],
+        "training": {"num_epochs": 3, "batch_size": 16},
+        "augmentation": {"variants": [{"speed": 1.1}]},
+    }
+    kinds = {"apart": "distribution_perceptron", "rest": "residual_bilstm_attention"}
+    recipes = {
+        name: {**TINY, "features": features, "model": {**small, "encoder": [kind], "num_cepstra": [0]}}
+        for name, kind in kinds.items()
+    }
+    recipes["whole"] = {**recipes["rest"], "apart": [apart]}
+    recipes["whole"]["model"] = {**small, "encoder": list(kinds.values()), "num_cepstra": [0, 0]}
+    recipes["apart"] |= {name: apart[name] for name in ("training", "augmentation")}
+    runs = {}
+    for name, recipe in recipes.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        options = {"data_dir": str(ravdess), "protocol": "speaker-independent", "fold": 2, "allow_incomplete": True}
+        runs[name] = train(load_recipe(str(path)), tmp_path / name, seed=3, quiet=True, **options)
+    alone = [np.array(runs[name]["probabilities"]) for name in kinds]
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    np.testing.assert_allclose(runs["whole"]["probabilities"], np.mean(alone, 0), atol=1e-5)
+    assert runs["whole"]["recipe"]["apart"][0]["training"]["num_epochs"] == 3 and "apart" not in runs["rest"]["recipe"]
+    assert runs["whole"]["num_parameters"] == runs["apart"]["num_parameters"] + runs["rest"]["num_parameters"]
+    assert not (tmp_path / "whole/checkpoints").exists()

@@ -58,7 +58,7 @@ class BatchAugmentation:
         Args:
             input_features: (batch, num_frames, feature_size). attention_mask: (batch, num_frames).
             labels: (batch,) int64.
-            statistics: (batch, num_statistics), of the whole clip; they are mixed, but neither noise nor masks concern them.
+            statistics: (batch, num_rows, num_columns), of the whole clip; they are mixed, but neither noise nor masks concern them.
 
         Returns:
             All of it again, `labels` now (batch, num_labels), a distribution for each clip times its weight.

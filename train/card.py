@@ -20,7 +20,8 @@ NETWORKS = {
     "bilstm": "MFCC → BiLSTM → LSTM",
     "conv2d_bilstm": "MFCC → CNN → BiLSTM",
     "conv1d": "descriptors averaged over time → CNN",
-    "perceptron": "statistics of mel bands and pitch over time → one hidden layer",
+    "distribution_perceptron": "how mel bands and pitch are distributed over time → hidden layer",
+    "correlation_perceptron": "how mel bands and pitch go together → hidden layer",
 }
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 

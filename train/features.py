@@ -26,7 +26,7 @@ from .ravdess import RavdessError, data_fingerprint, load_ravdess, parse_name
 from .recipe import Recipe, Variant, load_recipe
 
 # What an extractor gives of one clip: `input_features` (num_frames, feature_size) and, if it gives them, `statistics`
-# (num_statistics,), float32.
+# (num_rows, num_columns), float32.
 Clip = dict[str, np.ndarray]
 
 
@@ -40,9 +40,7 @@ def recipe_features(
     extractor = SerFeatureExtractor(**recipe.features)
     settings = {**extractor.to_dict(), "normalize": None if extractor.normalize == "dataset" else extractor.normalize}
     raw = SerFeatureExtractor.from_dict(settings)
-    return extractor, extract_features(
-        dataset, raw, variants=recipe.augmentation.variants, data_fingerprint=fingerprint
-    )
+    return extractor, extract_features(dataset, raw, variants=recipe.variants(), data_fingerprint=fingerprint)
 
 
 def extract_features(
@@ -62,7 +60,7 @@ def extract_features(
         `ser_model.audio.AudioError`: a clip cannot be read.
     """
     features = {}
-    names = ["input_features", "statistics"] if extractor.num_statistics else ["input_features"]
+    names = ["input_features", "statistics"] if extractor.statistics else ["input_features"]
     columns = datasets.Features({name: datasets.Sequence(datasets.Value("float32")) for name in names})
     for variant in {Variant(): None, **dict.fromkeys(variants)}:
         probe = _probe(extractor, variant)
@@ -75,7 +73,8 @@ def extract_features(
             desc="Features",
         )
         values = {name: [v.values.to_numpy() for c in table.data.column(name).chunks for v in c] for name in names}
-        values["input_features"] = [v.reshape(-1, extractor.feature_size) for v in values["input_features"]]
+        widths = {"input_features": extractor.feature_size, "statistics": extractor.num_statistics[-1]}
+        values = {name: [v.reshape(-1, widths[name]) for v in clips] for name, clips in values.items()}
         features[variant] = [dict(zip(names, clip)) for clip in zip(*values.values())]
     return features
 
@@ -88,8 +87,9 @@ def clip_features(extractor: SerFeatureExtractor, waveform: np.ndarray) -> Clip:
 
 def _probe(extractor: SerFeatureExtractor, variant: Variant) -> list:
     """
-    Features of a rising tone in noise, which tell two versions of the code apart: the mean over time and three frames, so
-    few and so rounded that another number of threads gives the same. A change of how files are read is not among it.
+    Features of a rising tone in noise, which tell two versions of the code apart: the mean over time, three frames, and the
+    mean of each row of statistics, so few and so rounded that another number of threads gives the same. A change of how
+    files are read is not among it.
     """
     rate = extractor.sampling_rate
     time = np.arange(rate) / rate
@@ -97,9 +97,9 @@ def _probe(extractor: SerFeatureExtractor, variant: Variant) -> list:
     waveform = add_noise(tone.astype(np.float32), np.random.default_rng(0), snr_db=20.0)
     waveform = change(waveform, rate, variant, seed=0)
     clip = clip_features(extractor, waveform)
-    features, statistics = clip["input_features"], clip.get("statistics", np.zeros(1))
+    features, statistics = clip["input_features"], clip.get("statistics", np.zeros((1, 1)))
     frames = features[np.linspace(0, len(features) - 1, 5).round().astype(int)[1:4]]
-    values = [*np.vstack([features.mean(0), frames]), statistics.mean(keepdims=True)]
+    values = [*np.vstack([features.mean(0), frames]), statistics.mean(1)]
     return [(row.round(1) + 0.0).tolist() for row in values]  # no negative zeros
 
 

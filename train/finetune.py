@@ -27,7 +27,7 @@ from .push import RUN_FILE, check_login, push
 from .ravdess import data_fingerprint
 from .recipe import Recipe, Training, load_recipe
 from .train import explain, make_sets, predict, save_run, use_one_thread, versions
-from .trainer import make_trainer
+from .trainer import CHECKPOINTS, make_trainer
 
 MIN_CLIPS = 4  # of each label: one of them validates
 
@@ -82,7 +82,7 @@ def finetune(
         network,
         base.feature_extractor,
         sets,
-        output=output,
+        checkpoints=output / CHECKPOINTS,
         seed=seed,
         quiet=quiet,
         hub_model_id=hub_model_id,
@@ -208,7 +208,7 @@ def _recipe(name: str, num_clips: int, *, num_epochs: int, learning_rate: float)
     """The augmentation of the recipe that ships, and a gentler training, of several steps an epoch even on few clips."""
     batch_size = min(max(num_clips // 8, 4), Training.batch_size)
     training = Training(num_epochs=num_epochs, learning_rate=learning_rate, batch_size=batch_size)
-    return dataclasses.replace(load_recipe(DEFAULT), name=name, training=training)
+    return dataclasses.replace(load_recipe(DEFAULT), name=name, training=training, apart=())
 
 
 def _features(clips: list[dict], extractor, recipe: Recipe) -> tuple[dict, str]:

@@ -1,9 +1,11 @@
 """A recipe: everything that decides what a training run computes, read from YAML that holds overrides only."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
+
+from ser_model import SerConfig
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -66,6 +68,15 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Members of the model, by number, that learn by themselves and otherwise than the others."""
+
+    members: tuple[int, ...] = ()
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """
     name: Also the name of its file, its results and its checkpoint.
@@ -75,6 +86,7 @@ class Recipe:
     num_validation_actors: Drawn from the training actors to make choices on.
     refit: After the choices are made, learn from training and validation clips together for the scores on test clips.
     features, model: Overrides of `SerFeatureExtractor`'s and `SerConfig`'s defaults.
+    augmentation, training: Of all members that are not in a group of `apart`.
     """
 
     name: str
@@ -86,10 +98,42 @@ class Recipe:
     model: dict = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: Training = field(default_factory=Training)
+    apart: tuple[Group, ...] = ()
 
     def to_dict(self) -> dict:
-        """Plain lists, dicts and numbers, every default written out."""
-        return _plain(asdict(self))
+        """Plain lists, dicts and numbers, every default written out, but for `apart` where there is none."""
+        values = _plain(asdict(self))
+        return values if self.apart else {name: value for name, value in values.items() if name != "apart"}
+
+    def num_members(self) -> int:
+        return len(self.model.get("num_cepstra", SerConfig.num_cepstra))
+
+    def groups(self) -> list[tuple[tuple[int, ...], "Recipe"]]:
+        """
+        Which members learn together, and a recipe for no more than these; first those that no group of `apart` names.
+
+        Raises:
+            `ValueError`: a group names members that there are not, or two groups the same.
+        """
+        apart = [member for group in self.apart for member in group.members]
+        together = tuple(member for member in range(self.num_members()) if member not in apart)
+        if sorted([*together, *apart]) != list(range(self.num_members())) or not together:
+            raise ValueError(
+                f"The recipe {self.name} must name each member apart once, from 0 to {self.num_members() - 1}, and not all."
+            )
+        groups = [Group(together, self.augmentation, self.training), *self.apart]
+        return [(group.members, self._of(group)) for group in groups]
+
+    def _of(self, group: Group) -> "Recipe":
+        chosen = {
+            name: self.model[name] for name in ("encoder", "num_cepstra") if isinstance(self.model.get(name), list)
+        }
+        model = self.model | {name: [values[member] for member in group.members] for name, values in chosen.items()}
+        return replace(self, model=model, augmentation=group.augmentation, training=group.training, apart=())
+
+    def variants(self) -> tuple[Variant, ...]:
+        """All in which some member hears the training clips."""
+        return tuple(dict.fromkeys(v for _, part in self.groups() for v in part.augmentation.variants))
 
 
 def available() -> list[str]:
@@ -112,6 +156,7 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(overrides, dict):
         raise ValueError(f"{path} does not hold a recipe: expected lines such as 'model:' or 'training:'.")
     recipe = _build(Recipe, {"name": path.stem, **overrides}, path)
+    recipe.groups()  # says what is wrong with them
     if recipe.refit and recipe.training.keep_best:
         raise ValueError(
             f"{path} sets refit and keep_best: there are no validation clips left to keep the best epoch by."
@@ -125,8 +170,10 @@ def _build(kind: type, values: dict, path: Path):
     if unknown:
         raise ValueError(f"{path} sets {', '.join(unknown)}, which {kind.__name__} does not have: {', '.join(known)}.")
     values = dict(values)
-    if kind is Recipe:
+    if kind in (Recipe, Group):
         values |= {name: _build(part, values[name], path) for name, part in _sections() if name in values}
+    if kind is Recipe and "apart" in values:
+        values["apart"] = [_build(Group, group, path) for group in values["apart"]]
     if kind is Augmentation and "variants" in values:
         values["variants"] = [_build(Variant, variant, path) for variant in values["variants"]]
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_model.configuration_ser import EMOTIONS, SerConfig
+from ser_model.configuration_ser import EMOTIONS
 from ser_model.results import whole_file, write_whole
 
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
@@ -113,9 +113,8 @@ def _scores(runs: list[dict]) -> dict[str, float]:
 
 def _curves(history: list[dict], recipe: Recipe) -> dict[str, list]:
     """Points (epoch, value) of the loss on training clips and the accuracy on validation clips, at most 50 each."""
-    num_members = len(
-        recipe.model.get("num_cepstra", SerConfig.num_cepstra)
-    )  # each hears a part of the Trainer's epoch
+    _, together = recipe.groups()[0]
+    num_members = together.num_members()  # each hears a part of the Trainer's epoch
     points = {
         name: [(round(entry["epoch"] / num_members, 2), round(entry[key], 4)) for entry in history if key in entry]
         for name, key in (("training loss", "loss"), ("validation accuracy", "eval_accuracy"))

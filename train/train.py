@@ -130,13 +130,15 @@ def train(
         if processes.is_main_process:
             _write_card(finished, output)  # with what has been measured since
         return finished
-    transformers.set_seed(seed)
     with processes.main_process_first():
         extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
-    labels, augmentation = list(data["emotion"]), recipe.augmentation
+    labels, groups = list(data["emotion"]), recipe.groups()
     clips = [Path(audio["path"]).stem for audio in data["audio"]]
     if protocol == "leaky-split":
-        features, labels, clips, augmentation = make_leak(features, labels, clips, augmentation)
+        if recipe.apart:
+            raise ValueError("The leaky split is for recipes whose members all learn together.")
+        features, labels, clips, augmentation = make_leak(features, labels, clips, recipe.augmentation)
+        groups = [(members, dataclasses.replace(part, augmentation=augmentation)) for members, part in groups]
         rows = split_leak(labels, seed=seed)
     else:
         rows = split_rows(data, recipe, protocol=protocol, fold=fold, seed=seed)
@@ -144,31 +146,37 @@ def train(
             rows["train"] = np.concatenate([rows["train"], rows["validation"]])
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
-    sets = make_sets(augmentation, features, labels, rows)
-    network = make_network(recipe, extractor, data.features["emotion"].names)
-    learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
-    trainer = make_trainer(
-        recipe,
-        network,
-        extractor,
-        sets,
-        output=output,
-        seed=seed,
-        quiet=quiet,
-        hub_model_id=hub_model_id,
-        tensorboard=tensorboard,
-    )
-    set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
-    started = time.time()
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    names = data.features["emotion"].names
+    started, networks, history = time.time(), [], []
+    for number, (_, part) in enumerate(groups):
+        transformers.set_seed(seed)  # so that no group depends on what another has drawn
+        sets = make_sets(part.augmentation, features, labels, rows)
+        network = make_network(part, extractor, names)
+        learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
+        folder = f"apart-{number}" if number else ""
+        trainer = make_trainer(
+            part,
+            network,
+            extractor,
+            sets,
+            checkpoints=output / CHECKPOINTS / folder,
+            seed=seed,
+            quiet=quiet,
+            hub_model_id=None if number else hub_model_id,
+            tensorboard=output / "tensorboard" / folder if tensorboard else None,
+        )
+        set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS / folder))
+        networks.append(trainer.accelerator.unwrap_model(trainer.model))
+        history.append(trainer.state.log_history)
+    model = networks[0] if len(networks) == 1 else join(recipe, extractor, names, networks)
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
         "device": device_name(model.device),
         "num_parameters": model.num_parameters(),
         "versions": versions(),
-        "history": trainer.state.log_history,
+        "history": history[0],
     }
     if len(rows[held_out]):
         run["clips"] = [clips[i] for i in rows[held_out]]
@@ -186,6 +194,18 @@ def make_network(
     """A recipe's network for what its extractor gives, with random weights."""
     widths = {name: getattr(extractor, name) for name in ("feature_size", "num_lags", "num_statistics")}
     return SerForAudioClassification(SerConfig(**widths, id2label=dict(enumerate(labels)), **recipe.model))
+
+
+def join(
+    recipe: recipes.Recipe, extractor: SerFeatureExtractor, labels: list[str], networks: list[SerForAudioClassification]
+) -> SerForAudioClassification:
+    """The whole network of a recipe from those of its groups."""
+    whole = make_network(recipe, extractor, labels)
+    for (members, _), network in zip(recipe.groups(), networks, strict=True):
+        for i, member in enumerate(members):
+            whole.ser.members[member] = network.ser.members[i]
+            whole.classifiers[member] = network.classifiers[i]
+    return whole.to(networks[0].device)
 
 
 def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:

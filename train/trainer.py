@@ -109,14 +109,15 @@ def make_trainer(
     extractor: SerFeatureExtractor,
     sets: dict,
     *,
-    output: Path,
+    checkpoints: Path,
     seed: int,
     quiet: bool = False,
     hub_model_id: str | None = None,
-    tensorboard: bool = False,
+    tensorboard: Path | None = None,
 ) -> SerTrainer:
     """
-    What trains `model` on `sets["train"]`, and looks at `sets["validation"]` if there is anything in it.
+    What trains `model` on `sets["train"]`, and looks at `sets["validation"]` if there is anything in it. Event files for
+    TensorBoard go into `tensorboard`, if it is given.
 
     Raises:
         `ValueError`: a schedule, or a label in `class_factors`, that there is not.
@@ -126,7 +127,7 @@ def make_trainer(
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
     learning = _learning(settings, num_members=len(model.config.num_cepstra), num_clips=len(sets["train"]))
     arguments = TrainingArguments(
-        output_dir=str(output / CHECKPOINTS),
+        output_dir=str(checkpoints),
         **learning,
         **_looking(settings, sets, learning=learning),
         save_total_limit=2,
@@ -146,7 +147,7 @@ def make_trainer(
         hub_model_id=hub_model_id,
     )
     if tensorboard:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")  # there is no argument for it
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)  # there is no argument for it
     patience = settings.early_stopping_epochs
     weights = class_weights(settings, sets["train"].labels, list(model.config.id2label.values()))
     metric = EmotionMetric(keep_in_memory=True)
