@@ -560,10 +560,21 @@ def test_members_apart_learn_as_if_alone(ravdess, tmp_path):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe))
         options = {"data_dir": str(ravdess), "protocol": "speaker-independent", "fold": 2, "allow_incomplete": True}
-        runs[name] = train(load_recipe(str(path)), tmp_path / name, seed=3, quiet=True, **options)
+        options |= {"seed": 3, "quiet": True}
+        runs[name] = train(load_recipe(str(path)), tmp_path / name, **options)
     alone = [np.array(runs[name]["probabilities"]) for name in kinds]
     assert np.abs(alone[0] - alone[1]).max() > 0.1
     np.testing.assert_allclose(runs["whole"]["probabilities"], np.mean(alone, 0), atol=1e-5)
     assert runs["whole"]["recipe"]["apart"][0]["training"]["num_epochs"] == 3 and "apart" not in runs["rest"]["recipe"]
     assert runs["whole"]["num_parameters"] == runs["apart"]["num_parameters"] + runs["rest"]["num_parameters"]
     assert not (tmp_path / "whole/checkpoints").exists()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train.__globals__, "join", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(load_recipe(str(path)), tmp_path / "stopped", **options)
+    again = train(load_recipe(str(path)), tmp_path / "stopped", **options)
+    np.testing.assert_allclose(again["probabilities"], runs["whole"]["probabilities"], atol=1e-6)
