@@ -43,7 +43,7 @@ def train(output: Path, batch_size: int) -> None:
         Recipe("shared"), training=Training(num_epochs=NUM_EPOCHS, batch_size=batch_size, learning_rate=1e-3)
     )
     trainer = training.make_trainer(
-        recipe, model, extractor, {"train": clips, "validation": []}, output=output, seed=0, quiet=True
+        recipe, model, extractor, {"train": clips, "validation": []}, checkpoints=output, seed=0, quiet=True
     )
     trainer.train()
     process = trainer.args.process_index

@@ -78,7 +78,7 @@ def main() -> None:
     clips = sets["train"]
     model = training.make_network(recipe, extractor, list(EMOTIONS))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = training.make_trainer(recipe, model, extractor, sets, output=Path(folder), seed=0, quiet=True)
+        trainer = training.make_trainer(recipe, model, extractor, sets, checkpoints=Path(folder), seed=0, quiet=True)
         trainer.create_optimizer()
         shares = Shares()
         model.forward = shares.of("network, forward", model.forward)
