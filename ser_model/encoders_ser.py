@@ -380,10 +380,10 @@ class SerPerceptronEncoder(nn.Module):
     LIMIT = 3.0  # standard deviations
     MIN_DEVIATION = 1e-6
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig, rows: slice):
         super().__init__()
-        self.rows = self.choose_rows(config)
-        num_rows, num_columns = self.rows.stop - self.rows.start, config.num_statistics[-1]
+        self.rows = rows
+        num_rows, num_columns = rows.stop - rows.start, config.num_statistics[-1]
         self.register_buffer("mean", torch.zeros(num_rows, num_columns))
         self.register_buffer("deviation", torch.ones(num_rows, num_columns))
         self.input_dropout = nn.Dropout1d(config.input_dropout)
@@ -391,9 +391,6 @@ class SerPerceptronEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(config.hidden_size)
         self.hidden_dropout = nn.Dropout(config.hidden_dropout)
         self.pooled_size = config.hidden_size
-
-    def choose_rows(self, config: SerConfig) -> slice:
-        raise NotImplementedError
 
     @torch.no_grad()
     def learn_scale(self, statistics: torch.Tensor):
@@ -411,16 +408,16 @@ class SerPerceptronEncoder(nn.Module):
 class SerDistributionEncoder(SerPerceptronEncoder):
     """On how contours are distributed over the clip, and how they change in it."""
 
-    def choose_rows(self, config: SerConfig) -> slice:
-        return slice(0, config.num_statistics[0])
+    def __init__(self, config: SerConfig, num_cepstra: int):
+        super().__init__(config, slice(0, config.num_statistics[0]))
 
 
 class SerCorrelationEncoder(SerPerceptronEncoder):
     """On how contours, and their changes, go together."""
 
-    def choose_rows(self, config: SerConfig) -> slice:
+    def __init__(self, config: SerConfig, num_cepstra: int):
         num_kinds, num_contours, _ = config.num_statistics
-        return slice(num_kinds, num_kinds + num_contours)
+        super().__init__(config, slice(num_kinds, num_kinds + num_contours))
 
 
 ENCODERS = {

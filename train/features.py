@@ -60,8 +60,10 @@ def extract_features(
         `ser_model.audio.AudioError`: a clip cannot be read.
     """
     features = {}
-    names = ["input_features", "statistics"] if extractor.statistics else ["input_features"]
-    columns = datasets.Features({name: datasets.Sequence(datasets.Value("float32")) for name in names})
+    widths = {"input_features": extractor.feature_size}
+    if extractor.statistics:
+        widths["statistics"] = extractor.num_statistics[-1]
+    columns = datasets.Features({name: datasets.Sequence(datasets.Value("float32")) for name in widths})
     for variant in {Variant(): None, **dict.fromkeys(variants)}:
         probe = _probe(extractor, variant)
         settings = json.dumps([probe, data_fingerprint, extractor.to_dict(), vars(variant)], sort_keys=True)
@@ -72,10 +74,11 @@ def extract_features(
             new_fingerprint=hashlib.sha256(settings.encode()).hexdigest()[:32],
             desc="Features",
         )
-        values = {name: [v.values.to_numpy() for c in table.data.column(name).chunks for v in c] for name in names}
-        widths = {"input_features": extractor.feature_size, "statistics": extractor.num_statistics[-1]}
-        values = {name: [v.reshape(-1, widths[name]) for v in clips] for name, clips in values.items()}
-        features[variant] = [dict(zip(names, clip)) for clip in zip(*values.values())]
+        values = [
+            [v.values.to_numpy().reshape(-1, width) for chunk in table.data.column(name).chunks for v in chunk]
+            for name, width in widths.items()
+        ]
+        features[variant] = [dict(zip(widths, clip)) for clip in zip(*values)]
     return features
 
 

@@ -132,13 +132,13 @@ def train(
         return finished
     with processes.main_process_first():
         extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
-    labels, groups = list(data["emotion"]), recipe.groups()
+    labels = list(data["emotion"])
     clips = [Path(audio["path"]).stem for audio in data["audio"]]
     if protocol == "leaky-split":
         if recipe.apart:
             raise ValueError("The leaky split is for recipes whose members all learn together.")
         features, labels, clips, augmentation = make_leak(features, labels, clips, recipe.augmentation)
-        groups = [(members, dataclasses.replace(part, augmentation=augmentation)) for members, part in groups]
+        recipe = dataclasses.replace(recipe, augmentation=augmentation)
         rows = split_leak(labels, seed=seed)
     else:
         rows = split_rows(data, recipe, protocol=protocol, fold=fold, seed=seed)
@@ -147,8 +147,8 @@ def train(
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
     names = data.features["emotion"].names
-    started, networks, history = time.time(), [], []
-    for number, (_, part) in enumerate(groups):
+    started, trainers = time.time(), []
+    for number, (_, part) in enumerate(recipe.groups()):
         transformers.set_seed(seed)  # so that no group depends on what another has drawn
         sets = make_sets(part.augmentation, features, labels, rows)
         network = make_network(part, extractor, names)
@@ -167,8 +167,8 @@ def train(
         )
         set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS / folder))
-        networks.append(trainer.accelerator.unwrap_model(trainer.model))
-        history.append(trainer.state.log_history)
+        trainers.append(trainer)
+    networks = [trainer.accelerator.unwrap_model(trainer.model) for trainer in trainers]
     model = networks[0] if len(networks) == 1 else join(recipe, extractor, names, networks)
     run = {
         **settings,
@@ -176,7 +176,7 @@ def train(
         "device": device_name(model.device),
         "num_parameters": model.num_parameters(),
         "versions": versions(),
-        "history": history[0],
+        "history": trainers[0].state.log_history,
     }
     if len(rows[held_out]):
         run["clips"] = [clips[i] for i in rows[held_out]]
@@ -210,9 +210,11 @@ def join(
 
 def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:
     """Members that read statistics normalise them by those of the training clips as they are."""
-    for member in network.ser.members:
-        if isinstance(member, SerPerceptronEncoder):
-            member.learn_scale(torch.from_numpy(np.stack([clip["statistics"] for clip in clips])))
+    readers = [member for member in network.ser.members if isinstance(member, SerPerceptronEncoder)]
+    if readers:
+        statistics = torch.from_numpy(np.stack([clip["statistics"] for clip in clips]))
+        for member in readers:
+            member.learn_scale(statistics)
 
 
 def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:
