@@ -70,6 +70,7 @@ def _convolve(conv: nn.Conv1d, hidden: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # it is kept for callers outside the mode too, who may trace it
 def load_detector() -> VoiceDetector | None:
     """`None` where `silero-vad` is not installed. The package is not imported: it would set PyTorch to one thread."""
     package = importlib.util.find_spec("silero_vad")

@@ -173,3 +173,10 @@ def test_voice_detector_answers_as_in_python(tmp_path):
         expected = load_detector()(torch.from_numpy(waveform)).numpy()
         assert expected.max() > 0.9
         assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_voice_detector_first_loaded_for_an_answer(tmp_path):
+    load_detector.cache_clear()
+    with torch.inference_mode():  # as a pipeline does
+        load_detector()
+    assert export_voice_detector(tmp_path / "voice.onnx")
