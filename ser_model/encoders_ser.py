@@ -9,7 +9,7 @@ nothing: it is put back to zero before whatever looks beyond one frame, which th
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .configuration_ser import SerConfig
 from .descriptors_ser import cosines
@@ -378,7 +378,7 @@ class SerPerceptronEncoder(nn.Module):
     """
 
     LIMIT = 3.0  # standard deviations
-    MIN_DEVIATION = 1e-6
+    MIN_DEVIATION = 1e-4  # below it are constants, as a correlation with itself, whose rounding must not count
 
     def __init__(self, config: SerConfig, rows: slice):
         super().__init__()
@@ -432,18 +432,21 @@ ENCODERS = {
     "correlation_perceptron": SerCorrelationEncoder,
 }
 
-# By class, the convolutions that batch normalisation follows, and with it.
+# By class, the layers that batch normalisation follows, and with it.
 NORMALISED = {
     SerResidualBlock: (("conv1", "norm1"), ("conv2", "norm2")),
     SerImageEncoder: (("conv", "norm"), ("joint_conv", "joint_norm")),
+    SerPerceptronEncoder: (("hidden", "norm"),),
 }
 
 
 def fold_norms(network: nn.Module) -> None:
-    """Makes batch normalisation a part of the convolutions before it, for inference alone."""
+    """Makes batch normalisation a part of the layers before it, for inference alone."""
     for module in network.modules():
-        for conv, norm in NORMALISED.get(type(module), ()):
-            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        for name, norm in next((layers for kind, layers in NORMALISED.items() if isinstance(module, kind)), ()):
+            layer = getattr(module, name)
+            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            setattr(module, name, fuse(layer, getattr(module, norm)))
             setattr(module, norm, nn.Identity())
 
 

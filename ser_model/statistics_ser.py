@@ -17,11 +17,11 @@ from .descriptors_ser import PITCH_HZ, cosines
 NUM_CEPSTRA, BANDS_A_GROUP = 14, 4
 STEP = 2  # frames
 VOICED = 0.3  # autocorrelation from which on a frame counts as voiced
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-RANGES = ((2, 4), (0, 6), (2, 3), (3, 4))  # from one quantile to another
-ROLL_OFFS = (0.25, 0.5, 0.75, 0.9)
-HEIGHTS = (0.25, 0.5, 0.75, 0.9)
-DISTANCES = (1, 2, 4, 8)  # frames
+QUANTILES = torch.tensor([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0])
+RANGES = torch.eye(8)[:, [4, 6, 3, 4]] - torch.eye(8)[:, [2, 0, 2, 3]]  # from one quantile to another
+ROLL_OFFS = torch.tensor([0.25, 0.5, 0.75, 0.9])
+HEIGHTS = torch.tensor([0.25, 0.5, 0.75, 0.9])
+DISTANCES = (1, 2, 4, 8)  # steps
 LOW_AND_HIGH = ((6, 18), (26, 48))  # of 64 bands, those of about 250 to 650 Hz, and of 1 to 4 kHz
 MIN_SPREAD = 0.03  # of a spectrum, whose bands lie from -1 to 1: narrower ones would have any shape
 EPSILON = 1e-6
@@ -62,7 +62,8 @@ def _contours(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, torch.Ten
     """The contours, and which frames are voiced."""
     num_bands = bands_db.shape[2]
     loudness = bands_db.mean(2, keepdim=True)  # (batch, num_frames, 1)
-    bands_db = bands_db - ((loudness.transpose(1, 2) * mask).sum(2) / mask.sum(2))[..., None]
+    level = ((loudness.transpose(1, 2) * mask).sum(2) / mask.sum(2))[..., None]
+    loudness, bands_db = loudness - level, bands_db - level
     power = (bands_db * (math.log(10) / 10)).exp()
     of_power, of_bands = _weights(num_bands)
     sums = power @ of_power
@@ -70,9 +71,10 @@ def _contours(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, torch.Ten
     levels = 10 * sums[..., :3].log10()
     shares = sums[..., 3:] / total  # of a distribution over bands
     first, second, third, fourth = shares[..., :4].split(1, 2)  # moments about the middle
-    spread = (second - first.square() + MIN_SPREAD**2).sqrt()
-    third_about_mean = third - 3 * first * second + 2 * first**3
-    fourth_about_mean = fourth - 4 * first * third + 6 * first.square() * second - 3 * first**4
+    square = first.square()
+    spread = (second - square + MIN_SPREAD**2).sqrt()
+    third_about_mean = third - first * (3 * second - 2 * square)
+    fourth_about_mean = fourth - first * (4 * third - first * (6 * second - 3 * square))
     flux = torch.nn.functional.pad((bands_db[:, 1:] - bands_db[:, :-1]).abs().mean(2, keepdim=True), (0, 0, 1, 0))
     voicing, lag = autocorrelations.max(2, keepdim=True)
     voiced = (voicing > VOICED) & mask.transpose(1, 2)
@@ -86,7 +88,7 @@ def _contours(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, torch.Ten
         (fourth_about_mean / spread**4).clamp(min=EPSILON).log(),
         total.log() - (power * bands_db).sum(2, keepdim=True) / total * (math.log(10) / 10),  # entropy
         _roll_offs(shares[..., 4:]),
-        bands_db.mean(2, keepdim=True) - levels[..., :1],  # flatness
+        loudness - levels[..., :1],  # flatness
         flux,
         levels,
         levels[..., 2:] - levels[..., 1:2],
@@ -101,10 +103,9 @@ def _contours(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, torch.Ten
 
 def _held(values, voiced):
     """(batch, num_frames, 1), but where no voice is those of the last frame with one, or of the first."""
-    num_frames = values.shape[1]
-    frames = torch.where(voiced, torch.arange(num_frames)[:, None], num_frames)
-    held = _sort(frames, 1).gather(1, (voiced.long().cumsum(1) - 1).clamp(min=0))
-    return values.gather(1, held * (held < num_frames))
+    count = voiced.transpose(1, 2).long().cumsum(2)  # (batch, 1, num_frames)
+    held = _count_below(count, count.clamp(min=1)).transpose(1, 2)  # the first frame to have that count
+    return values.gather(1, held * voiced.any(1, keepdim=True))
 
 
 @functools.cache
@@ -126,8 +127,7 @@ def _weights(num_bands: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _roll_offs(shares_below: torch.Tensor) -> torch.Tensor:
     """Which part of the bands holds less than each part of the power: (batch, num_frames, num_bands) -> (…, roll-offs)."""
-    parts = torch.tensor(ROLL_OFFS).expand(*shares_below.shape[:2], -1)
-    return _count_below(shares_below, parts) / shares_below.shape[2]
+    return _count_below(shares_below, ROLL_OFFS.expand(*shares_below.shape[:2], -1)) / shares_below.shape[2]
 
 
 def _neighbours(values):
@@ -165,17 +165,16 @@ def _describe(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, t
     deviation = variance.sqrt()
     skewness = _sum(square * away) / num_frames / (variance * deviation)
     kurtosis = _sum(square.square()) / num_frames / variance.square()
-    filled = values.masked_fill(~mask, math.inf)
-    ordered = _sort(filled, 2)
+    padding = torch.zeros_like(inside).masked_fill(~mask, math.inf)
+    ordered = _sort(values + padding, 2)
     last = num_frames - 1
-    rank = torch.tensor((*QUANTILES, 1.0)) * last
+    rank = QUANTILES * last
     below = rank.floor()
     below_and_above = torch.cat([below, rank.ceil()], 2).long().expand(-1, values.shape[1], -1)
     quantiles = torch.lerp(*ordered.gather(2, below_and_above).chunk(2, 2), rank - below)
-    quantiles, highest = quantiles[..., :-1], quantiles[..., -1:]
-    starts, ends = zip(*RANGES)
+    lowest, highest = ordered[..., :1], quantiles[..., -1:]
     parts = [mean, deviation, deviation.log(), skewness, (kurtosis + EPSILON).log()]
-    parts += [quantiles, quantiles[..., ends] - quantiles[..., starts]]
+    parts += [quantiles[..., :-1], quantiles @ RANGES]
 
     # The line and the parabola through them, and what these leave
     lines, parabolas = _sum(line.square()), _sum(parabola.square())
@@ -192,17 +191,16 @@ def _describe(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, t
     up, way = _sum(step.clamp(min=0)) / num_steps, _sum(step.abs()) / num_steps
     parts += [_sum(step > 0) / num_steps, up, way - up, way / deviation]
     parts += [(_sum(step.square()) / num_steps + EPSILON).sqrt()]
-    for distance in DISTANCES:
-        product = away[..., distance:] * away[..., :-distance]
-        parts.append(_sum(product) / (num_frames - distance).clamp(min=1) / variance)
-        if distance == 1:
-            parts.append(_sum(product < 0) / num_steps)  # how often they cross their mean
+    products = [away[..., distance:] * away[..., :-distance] for distance in DISTANCES]
+    covariances = torch.cat([_sum(product) for product in products], 2)
+    alike = covariances / ((num_frames - torch.tensor(DISTANCES)).clamp(min=1) * variance)
+    crossings = _sum(products[0] < 0) / num_steps
+    parts += [alike[..., :1], crossings, alike[..., 1:]]
 
     # Where they are high, and their peaks
-    lowest = ordered[..., :1]
-    thresholds = lowest + torch.tensor(HEIGHTS) * (highest - lowest)
+    thresholds = lowest + HEIGHTS * (highest - lowest)
     parts.append(1 - _count_below(ordered, thresholds, or_equal=True) / num_frames)
-    places = values.masked_fill(~mask, -math.inf).argmax(2, keepdim=True), filled.argmin(2, keepdim=True)
+    places = (values - padding).argmax(2, keepdim=True), (values + padding).argmin(2, keepdim=True)
     parts += [place / num_frames for place in places]
     parts.append(along_line / ((mean - lowest) * num_frames + EPSILON))  # the middle of what is above the lowest
     peak = (step[..., 1:] < 0) & (step[..., :-1] >= 0)

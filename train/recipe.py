@@ -86,6 +86,7 @@ class Recipe:
     num_validation_actors: Drawn from the training actors to make choices on.
     refit: After the choices are made, learn from training and validation clips together for the scores on test clips.
     features, model: Overrides of `SerFeatureExtractor`'s and `SerConfig`'s defaults.
+    forget_priors: After training, take from the classifiers how common each label was (see `train.forget_priors`).
     augmentation, training: Of all members that are not in a group of `apart`.
     """
 
@@ -96,14 +97,15 @@ class Recipe:
     refit: bool = False
     features: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
+    forget_priors: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: Training = field(default_factory=Training)
     apart: tuple[Group, ...] = ()
 
     def to_dict(self) -> dict:
-        """Plain lists, dicts and numbers, every default written out, but for `apart` where there is none."""
-        values = _plain(asdict(self))
-        return values if self.apart else {name: value for name, value in values.items() if name != "apart"}
+        """Plain lists, dicts and numbers, every default written out, but for what came after the first results."""
+        later = ("apart", "forget_priors")
+        return {name: value for name, value in _plain(asdict(self)).items() if value or name not in later}
 
     def num_members(self) -> int:
         return len(self.model.get("num_cepstra", SerConfig.num_cepstra))
@@ -126,7 +128,9 @@ class Recipe:
 
     def _of(self, group: Group) -> "Recipe":
         chosen = {
-            name: self.model[name] for name in ("encoder", "num_cepstra") if isinstance(self.model.get(name), list)
+            name: self.model[name]
+            for name in ("encoder", "num_cepstra", "member_weights")
+            if isinstance(self.model.get(name), list)
         }
         model = self.model | {name: [values[member] for member in group.members] for name, values in chosen.items()}
         return replace(self, model=model, augmentation=group.augmentation, training=group.training, apart=())

@@ -170,6 +170,8 @@ def train(
         trainers.append(trainer)
     networks = [trainer.accelerator.unwrap_model(trainer.model) for trainer in trainers]
     model = networks[0] if len(networks) == 1 else join(recipe, extractor, names, networks)
+    if recipe.forget_priors:
+        forget_priors(model, [labels[i] for i in rows["train"]])
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
@@ -215,6 +217,18 @@ def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:
         statistics = torch.from_numpy(np.stack([clip["statistics"] for clip in clips]))
         for member in readers:
             member.learn_scale(statistics)
+
+
+@torch.no_grad()
+def forget_priors(network: SerForAudioClassification, labels: list[int]) -> None:
+    """
+    Takes the logarithm of how common each label is among `labels`, those of the training clips, from what the classifiers
+    add to it (post-hoc logit adjustment, Menon et al. 2021, arXiv:2007.07314): how many clips a corpus has of an emotion says
+    nothing of a user's voice.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=network.config.num_labels).clamp(min=1).float()
+    for classifier in network.classifiers:
+        classifier.bias -= (counts / counts.mean()).log().to(classifier.bias)
 
 
 def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:

@@ -19,7 +19,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ser_model.audio import read_audio
+from ser_model.feature_extraction_ser import LAG_SCALE
 from ser_model.scoring import load_quietly
+from ser_model.statistics_ser import clip_statistics
 from tests.conftest import make_voice
 
 RATE, CLIP_S, BATCH_SIZE = 16000, 4.0, 32
@@ -128,6 +130,7 @@ def profile_pipeline(classifier, folder: Path) -> None:
     print_parts("path -> label", whole_ms, parts)
 
 
+@torch.inference_mode()
 def profile_extractor(extractor) -> None:
     waveform = torch.from_numpy(make_voice(CLIP_S))
 
@@ -139,14 +142,17 @@ def profile_extractor(extractor) -> None:
     power = bins.real.square() + bins.imag.square()
     mel_power = (power.T @ extractor.mel_filters)[None]
     mask = torch.ones(mel_power.shape[:2], dtype=torch.bool)
+    frames = extractor._frame_features(power.T[None], mel_power, None, None, mask)
+    bands, lags = frames.split([extractor.num_mel_bins, extractor.num_lags], -1)
     parts = {
         "Fourier transforms": cpu_ms(spectrum),
         "power": cpu_ms(lambda: bins.real.square() + bins.imag.square()),
         "mel bands": cpu_ms(lambda: power.T @ extractor.mel_filters),
         "trimming": cpu_ms(lambda: extractor.is_heard(mel_power, mask)),
+        "statistics": cpu_ms(lambda: clip_statistics(bands, lags / LAG_SCALE, mask)),
     }
     whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
-    parts["checks, decibels, normalisation"] = whole_ms - sum(parts.values())
+    parts["checks, decibels, pitch, normalisation"] = whole_ms - sum(parts.values())
     print_parts("features", whole_ms, parts)
 
 

@@ -138,7 +138,12 @@ def bounds(classifier) -> dict:
 
 
 def convolutions_ms(model, num_frames: int) -> float:
-    parts = module_ms(model, {"input_features": torch.randn(1, num_frames, model.config.feature_size)})
+    num_kinds, num_contours, num_columns = model.config.num_statistics
+    inputs = {
+        "input_features": torch.randn(1, num_frames, model.config.feature_size),
+        "statistics": torch.zeros(1, num_kinds + num_contours, num_columns),
+    }
+    parts = module_ms(model, inputs)
     return sum(parts[name] for name in CONVOLUTIONS)
 
 

@@ -15,6 +15,7 @@ def ser_base(clips: Clips, threads: int) -> System:
     """Ours, whole and in parts."""
     import torch
 
+    from ser_model import SerFeatureExtractor
     from ser_model.audio import read_audio
     from ser_model.pretrained import FOLDER
     from ser_model.scoring import load_quietly
@@ -22,6 +23,7 @@ def ser_base(clips: Clips, threads: int) -> System:
     classifier = load_quietly("ser-base")
     torch.set_num_threads(threads)
     extractor, model = classifier.feature_extractor, classifier.network
+    frames = SerFeatureExtractor.from_dict({**extractor.to_dict(), "statistics": False})
     waveforms = clips.waveforms(RATE)
     inputs = extractor(waveforms[0], sampling_rate=RATE, return_tensors="pt")
     del inputs["attention_mask"]  # one clip has no padding to mask, for the pipeline neither
@@ -36,6 +38,7 @@ def ser_base(clips: Clips, threads: int) -> System:
             "waveform": lambda: classifier(waveforms[0], top_k=1),
             "read": lambda: read_audio(clips.path, RATE),
             "extractor": lambda: extractor(waveforms[0], sampling_rate=RATE, return_tensors="pt"),
+            "frames": lambda: frames(waveforms[0], sampling_rate=RATE, return_tensors="pt"),
             "network": network,
         },
         many={
