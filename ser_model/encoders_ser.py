@@ -436,14 +436,15 @@ ENCODERS = {
 NORMALISED = {
     SerResidualBlock: (("conv1", "norm1"), ("conv2", "norm2")),
     SerImageEncoder: (("conv", "norm"), ("joint_conv", "joint_norm")),
-    SerPerceptronEncoder: (("hidden", "norm"),),
+    SerDistributionEncoder: (("hidden", "norm"),),
+    SerCorrelationEncoder: (("hidden", "norm"),),
 }
 
 
 def fold_norms(network: nn.Module) -> None:
     """Makes batch normalisation a part of the layers before it, for inference alone."""
     for module in network.modules():
-        for name, norm in next((layers for kind, layers in NORMALISED.items() if isinstance(module, kind)), ()):
+        for name, norm in NORMALISED.get(type(module), ()):
             layer = getattr(module, name)
             fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
             setattr(module, name, fuse(layer, getattr(module, norm)))

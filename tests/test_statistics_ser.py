@@ -4,7 +4,7 @@ import scipy.stats
 import torch
 
 from ser_model import SerFeatureExtractor
-from ser_model.statistics_ser import HEIGHTS, QUANTILES, _describe, clip_statistics, statistics_shape
+from ser_model.statistics_ser import HEIGHTS, QUANTILES, RANGES, _describe, clip_statistics, statistics_shape
 from tests.conftest import make_voice
 
 SETTINGS = {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True}
@@ -66,6 +66,7 @@ def test_distribution_agrees_with_numpy_and_scipy(values, described):
     np.testing.assert_allclose(skewness, scipy.stats.skew(values, 1), atol=1e-4)
     np.testing.assert_allclose(log_kurtosis, np.log(scipy.stats.kurtosis(values, 1, fisher=False)), atol=1e-4)
     np.testing.assert_allclose(described[:, 5:12], np.quantile(values, QUANTILES[:-1].numpy(), axis=1).T, rtol=1e-5)
+    assert QUANTILES[RANGES[:, 0] == 1] == 0.75 and QUANTILES[RANGES[:, 0] == -1] == 0.25
     np.testing.assert_allclose(described[:, 12], scipy.stats.iqr(values, 1), rtol=1e-5)
 
 
