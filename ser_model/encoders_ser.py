@@ -66,7 +66,7 @@ class SerBiLSTM(nn.Module):
         """Of clips that are all as long as the batch: both directions in one call."""
         directions = [lstm for lstm in (self.forwards, self.backwards) if lstm is not None]
         weights = [weight for lstm in directions for weight in lstm.all_weights[0]]
-        start = hidden_states.new_zeros(len(directions), len(hidden_states), self.forwards.hidden_size)
+        start = hidden_states.new_zeros(len(directions), hidden_states.shape[0], self.forwards.hidden_size)
         states, final, _ = torch.lstm(
             hidden_states, (start, start), weights, True, 1, 0.0, self.training, len(directions) == 2, True
         )

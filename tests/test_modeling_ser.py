@@ -81,6 +81,25 @@ def test_a_copy_for_inference_gives_the_same_answers_and_leaves_the_model_as_it_
     assert list(model.state_dict()) == names and model.training
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+@torch.inference_mode()
+def test_a_copy_for_inference_hears_any_number_of_clips_of_any_length(encoder):
+    torch.manual_seed(0)
+    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "num_statistics": [2, 3, 6]}
+    model = SerForAudioClassification(SerConfig(encoder=encoder, num_cepstra=[0], **sizes)).eval()
+    copied = model.for_inference()
+    for num_clips, num_frames in ((1, 120), (3, 61), (2, 1), (1, 250)):
+        inputs = {
+            "input_features": torch.randn(num_clips, num_frames, 64),
+            "statistics": torch.randn(num_clips, 5, 6),
+            "output_attentions": True,
+        }
+        expected, found = model(**inputs), copied(**inputs)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.attentions, expected.attentions, atol=1e-5, rtol=0)
+        assert copied(inputs["input_features"], statistics=inputs["statistics"]).attentions is None
+
+
 @torch.inference_mode()
 def test_outliers_among_statistics_are_cut():
     config = SerConfig(encoder="distribution_perceptron", num_statistics=[2, 0, 10], num_cepstra=[0])
