@@ -19,7 +19,8 @@ def power_spectrum(waveforms: torch.Tensor, window: torch.Tensor, hop_length: in
     spectrum = torch.stft(
         waveforms, len(window), hop_length, window=window, center=True, pad_mode="constant", return_complex=True
     )
-    return (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
+    real, imaginary = torch.view_as_real(spectrum).square().unbind(-1)  # squared together, as they lie in memory
+    return (real + imaginary).transpose(1, 2)
 
 
 def decibels(power: torch.Tensor, mask: torch.Tensor, *, top_db: float, relative: bool) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The network: an encoder or several side by side, and a classifier. It knows neither files nor signal processing."""
 
 import copy
-import warnings
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 
 from .configuration_ser import SerConfig
 from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptronEncoder, fold_norms
+from .script_ser import EXAMPLE_SIZE, to_script
 
 
 class SerPreTrainedModel(PreTrainedModel):
@@ -185,33 +185,17 @@ class SerForAudioClassification(SerPreTrainedModel):
 
 
 class SerInference(nn.Module):
-    """
-    A network that no longer learns. Clips without padding run through its TorchScript: of so many small steps Python would
-    take a quarter of the time.
-    """
-
-    EXAMPLE_SIZE = (2, 16)  # clips and frames, for tracing alone: any numbers of them run
+    """A network that no longer learns. Clips without padding run through its TorchScript, which Python does not slow down."""
 
     def __init__(self, network: SerForAudioClassification):
         super().__init__()
         self.network = network
-        self.script = self._trace()
-
-    @torch.no_grad()
-    def _trace(self) -> torch.jit.ScriptModule:
-        config, num_clips = self.network.config, self.EXAMPLE_SIZE[0]
-        about = {"dtype": self.network.dtype, "device": self.network.device}
-        example = [torch.zeros(*self.EXAMPLE_SIZE, config.feature_size, **about)]
-        num_kinds, num_contours, num_columns = config.num_statistics
+        about = {"dtype": network.dtype, "device": network.device}
+        num_kinds, num_contours, num_columns = network.config.num_statistics
+        example = [torch.zeros(*EXAMPLE_SIZE, network.config.feature_size, **about)]
         if num_columns:
-            example.append(torch.zeros(num_clips, num_kinds + num_contours, num_columns, **about))
-        with warnings.catch_warnings():
-            # torch would rather have a compiler, or a fixed length of time; and its own LSTM checks sizes.
-            warnings.simplefilter("ignore")
-            script = torch.jit.freeze(torch.jit.trace(_Traced(self.network).eval(), tuple(example), check_trace=False))
-        for _ in range(2):  # it is made quick by the first two calls
-            script(*example)
-        return script
+            example.append(torch.zeros(EXAMPLE_SIZE[0], num_kinds + num_contours, num_columns, **about))
+        self.script = to_script(_Tensors(network), tuple(example))
 
     def forward(self, input_features, attention_mask=None, statistics=None, output_attentions=False):
         """As `SerForAudioClassification`."""
@@ -223,8 +207,8 @@ class SerInference(nn.Module):
         )
 
 
-class _Traced(nn.Module):
-    """Tensors in and tensors out, as tracing wants it."""
+class _Tensors(nn.Module):
+    """Tensors in, and a tuple of tensors out, as tracing wants it."""
 
     def __init__(self, network: SerForAudioClassification):
         super().__init__()

@@ -52,7 +52,8 @@ class SerPipeline(ChunkPipeline):
     def __init__(self, *args, voice_only: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.voice_only = voice_only
-        self.network = self.model.for_inference()  # `model` can be saved and shared
+        # `model` and `feature_extractor` can be saved and shared, these are quicker.
+        self.network, self.extractor = self.model.for_inference(), self.feature_extractor.for_inference()
 
     def __call__(self, inputs, **kwargs):
         """
@@ -122,7 +123,7 @@ class SerPipeline(ChunkPipeline):
             if on_window is not None:
                 on_window(times["end_s"])
             # Of what does not count one sample is enough.
-            features = self.feature_extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
+            features = self.extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
             yield {**features.to(self.dtype), **times, "counts": counts, "is_last": is_last}
             start += len(window)
 

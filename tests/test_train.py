@@ -171,8 +171,8 @@ def test_other_statistics_are_computed_anew(ravdess, monkeypatch):
     extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=112, n_fft=768, statistics=True)
     kwargs = {"variants": (), "data_fingerprint": data_fingerprint(data)}
     first = extract_features(data, extractor, **kwargs)[Variant()]
-    describe = SerFeatureExtractor.describe.__globals__["clip_statistics"]
-    monkeypatch.setitem(SerFeatureExtractor.describe.__globals__, "clip_statistics", lambda *x: describe(*x).flip(1))
+    describe = SerFeatureExtractor.read_contours
+    monkeypatch.setattr(SerFeatureExtractor, "read_contours", staticmethod(lambda *x: describe(*x).flip(1)))
     for old, new in zip(first, extract_features(data, extractor, **kwargs)[Variant()]):
         np.testing.assert_allclose(new["statistics"], old["statistics"][::-1], atol=1e-5)
 

@@ -107,7 +107,7 @@ def print_parts(title: str, whole_ms: float, parts: dict[str, float]) -> None:
 
 
 def profile_pipeline(classifier, folder: Path) -> None:
-    extractor, model = classifier.feature_extractor, classifier.network
+    extractor, model = classifier.extractor, classifier.network
     path = str(folder / "clip.wav")
     clip = make_voice(CLIP_S, rate=48000)
     soundfile.write(path, np.stack([clip, clip], 1), 48000)
