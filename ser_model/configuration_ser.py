@@ -28,8 +28,6 @@ class SerConfig(PreTrainedConfig):
     num_cepstra (`list[int]`, defaults to `[40, 0]`):
         One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
         reads a discrete cosine transform of the mel bands to that many cepstra.
-    member_weights (`list[float]`, *optional*):
-        One entry a member: how much its probabilities count in their mean; alike if left out.
     conv_channels (`int` or `list[int]`, defaults to 96):
         Channels of each convolution (or residual block of two); one number stands for all.
     conv_strides (`list[int]`, defaults to `[2, 2, 1]`):
@@ -63,7 +61,6 @@ class SerConfig(PreTrainedConfig):
     num_lags: int = 0
     num_statistics: list[int] | tuple[int, ...] = (0, 0, 0)
     num_cepstra: list[int] | tuple[int, ...] = (40, 0)
-    member_weights: list[float | int] | tuple[float | int, ...] | None = None
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
     image_channels: list[int] | tuple[int, ...] = (16, 32, 48)

@@ -105,17 +105,11 @@ class SerModel(SerPreTrainedModel):
 
 
 class SerForAudioClassification(SerPreTrainedModel):
-    """The members, a linear classifier on each, and the (weighted) mean of their probabilities."""
+    """The members, a linear classifier on each, and the mean of their probabilities."""
 
     def __init__(self, config: SerConfig):
         super().__init__(config)
         self.ser = SerModel(config)
-        weights = config.member_weights or [1.0] * len(self.ser.members)
-        if len(weights) != len(self.ser.members):
-            raise ValueError(
-                f"member_weights must be {len(self.ser.members)} numbers, one a member, not {len(weights)}."
-            )
-        self.shares = [weight / sum(weights) for weight in weights]
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifiers = nn.ModuleList(
             nn.Linear(member.pooled_size, config.num_labels) for member in self.ser.members
@@ -141,7 +135,7 @@ class SerForAudioClassification(SerPreTrainedModel):
                 sum to the clip's weight instead of 1).
 
         Returns:
-            `SequenceClassifierOutput` with `logits` (batch, num_labels), the logarithms of the members' weighted mean
+            `SequenceClassifierOutput` with `logits` (batch, num_labels), the logarithms of the members' mean
             probabilities over the temperature; `attentions` as in `SerModel`; and with `labels` the `loss`, the members'
             mean cross-entropy: each member learns by itself, since members that lean on each other average less well.
         """
@@ -153,7 +147,7 @@ class SerForAudioClassification(SerPreTrainedModel):
         )
         pooled = self.dropout(outputs.pooler_output).split([classify.in_features for classify in self.classifiers], -1)
         member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled)], 1)
-        mean = member_logits.new_tensor(self.shares) @ member_logits.softmax(-1)  # (batch, num_labels)
+        mean = member_logits.softmax(-1).mean(1)  # (batch, num_labels)
         logits = mean.clamp(min=torch.finfo(mean.dtype).tiny).log() / self.config.temperature
         loss = None
         if labels is not None:

@@ -287,18 +287,11 @@ def test_logits_are_the_members_mean_probability(tiny_model, batch):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
 
 
-def test_members_count_by_their_weights(tiny_model, batch):
-    first, second = (tiny_model.classifiers[i] for i in (0, 1))
-    for weights, share in (([1, 0], 1.0), ([0, 1], 0.0), ([3, 1], 0.75), (None, 0.5)):
-        config = SerConfig(**{**tiny_model.config.to_diff_dict(), "member_weights": weights})
-        model = SerForAudioClassification(config).eval()
-        model.load_state_dict(tiny_model.state_dict())
-        pooled = model.ser(**batch[1]).pooler_output.split([first.in_features, second.in_features], -1)
-        alone = [classify(x).softmax(-1) for classify, x in zip((first, second), pooled)]
-        expected = share * alone[0] + (1 - share) * alone[1]
-        torch.testing.assert_close(model(**batch[1]).logits.softmax(-1), expected, atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="member_weights must be 2 numbers, one a member, not 3"):
-        SerForAudioClassification(SerConfig(**{**config.to_diff_dict(), "member_weights": [1, 1, 1]}))
+def test_members_count_alike(tiny_model, batch):
+    sizes = [classify.in_features for classify in tiny_model.classifiers]
+    pooled = tiny_model.ser(**batch[1]).pooler_output.split(sizes, -1)
+    alone = [classify(x).softmax(-1) for classify, x in zip(tiny_model.classifiers, pooled)]
+    torch.testing.assert_close(tiny_model(**batch[1]).logits.softmax(-1), sum(alone) / len(alone), atol=1e-6, rtol=0)
 
 
 def test_temperature_softens_without_changing_the_answer(tiny_model, batch):

@@ -128,9 +128,7 @@ class Recipe:
 
     def _of(self, group: Group) -> "Recipe":
         chosen = {
-            name: self.model[name]
-            for name in ("encoder", "num_cepstra", "member_weights")
-            if isinstance(self.model.get(name), list)
+            name: self.model[name] for name in ("encoder", "num_cepstra") if isinstance(self.model.get(name), list)
         }
         model = self.model | {name: [values[member] for member in group.members] for name, values in chosen.items()}
         return replace(self, model=model, augmentation=group.augmentation, training=group.training, apart=())
