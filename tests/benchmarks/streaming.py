@@ -97,7 +97,7 @@ def difference(scores: dict, others: dict) -> float:
 @torch.inference_mode()
 def on_a_grid(classifier, power: torch.Tensor, start: int) -> dict:
     """The answer for the window at sample `start` from frames of the whole recording, those next to the window's own."""
-    extractor, model = classifier.extractor, classifier.network
+    extractor, model = classifier.feature_extractor, classifier.model
     first = round(start / extractor.hop_length)
     power = power[:, first : first + 1 + round(WINDOW_S * RATE) // extractor.hop_length]
     inputs = extractor.describe(power, None, None, torch.ones(power.shape[:2], dtype=torch.bool))
@@ -117,7 +117,7 @@ def reach(config) -> int:
 
 def bounds(classifier) -> dict:
     """What reuse could save at best, in milliseconds."""
-    extractor, model = classifier.extractor, classifier.network
+    extractor, model = classifier.extractor, classifier.network.network
     waveform = torch.from_numpy(make_voice(WINDOW_S))
 
     num_frames = 1 + len(waveform) // extractor.hop_length
