@@ -57,7 +57,9 @@ def contours_and_moves(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, 
 def in_order(values, mask):
     """From low to high in time, padding last. By itself, as NumPy takes a tenth of torch's time, but cannot be traced."""
     values = values.masked_fill(~mask, math.inf)
-    return values.sort(2).values if torch.jit.is_tracing() else torch.from_numpy(np.sort(values.numpy(), axis=2))
+    if torch.onnx.is_in_onnx_export():
+        return values.sort(2).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=2))
 
 
 def describe_contours(values, ordered, voiced, mask) -> torch.Tensor:

@@ -234,9 +234,8 @@ def _check(classifier: SerPipeline, path: Path, checkpoint: str, *, int8: bool =
     rate = classifier.feature_extractor.sampling_rate
     t = np.arange(3 * rate) / rate
     sweep = 0.3 * np.sin(2 * np.pi * (150 + 60 * t) * t) * np.sin(2 * np.pi * 3 * t) ** 2
-    noise = np.random.default_rng(0).standard_normal(
-        len(t)
-    )  # without it frames would be alike, and a rounding error count
+    # Without noise frames would be alike, and a rounding error count.
+    noise = np.random.default_rng(0).standard_normal(len(t))
     sweep = (sweep + 1e-3 * noise).astype(np.float32)
     clips = [sweep, np.pad(sweep[: rate // 2], rate), np.zeros(rate, np.float32)]
     try:
