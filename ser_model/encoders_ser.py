@@ -9,7 +9,6 @@ nothing: it is put back to zero before whatever looks beyond one frame, which th
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .configuration_ser import SerConfig
 from .descriptors_ser import cosines
@@ -63,14 +62,13 @@ class SerBiLSTM(nn.Module):
         return states * mask[..., None].to(states.dtype), final[:, 0]
 
     def _whole(self, hidden_states):
-        """Of clips that are all as long as the batch: both directions in one call."""
-        directions = [lstm for lstm in (self.forwards, self.backwards) if lstm is not None]
-        weights = [weight for lstm in directions for weight in lstm.all_weights[0]]
-        start = hidden_states.new_zeros(len(directions), hidden_states.shape[0], self.forwards.hidden_size)
-        states, final, _ = torch.lstm(
-            hidden_states, (start, start), weights, True, 1, 0.0, self.training, len(directions) == 2, True
-        )
-        return states, final.transpose(0, 1).flatten(1)
+        """Of clips that are all as long as the batch."""
+        states, _ = self.forwards(hidden_states)
+        if self.backwards is None:
+            return states, states[:, -1]
+        states_back, _ = self.backwards(hidden_states.flip(1))
+        final = torch.cat([states[:, -1], states_back[:, -1]], -1)
+        return torch.cat([states, states_back.flip(1)], -1), final
 
 
 class SerMaxPool(nn.Module):
@@ -431,24 +429,6 @@ ENCODERS = {
     "distribution_perceptron": SerDistributionEncoder,
     "correlation_perceptron": SerCorrelationEncoder,
 }
-
-# By class, the layers that batch normalisation follows, and with it.
-NORMALISED = {
-    SerResidualBlock: (("conv1", "norm1"), ("conv2", "norm2")),
-    SerImageEncoder: (("conv", "norm"), ("joint_conv", "joint_norm")),
-    SerDistributionEncoder: (("hidden", "norm"),),
-    SerCorrelationEncoder: (("hidden", "norm"),),
-}
-
-
-def fold_norms(network: nn.Module) -> None:
-    """Makes batch normalisation a part of the layers before it, for inference alone."""
-    for module in network.modules():
-        for name, norm in NORMALISED.get(type(module), ()):
-            layer = getattr(module, name)
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            setattr(module, name, fuse(layer, getattr(module, norm)))
-            setattr(module, norm, nn.Identity())
 
 
 def _conv_channels(config: SerConfig) -> list[int]:

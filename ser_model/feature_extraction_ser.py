@@ -1,6 +1,5 @@
 """From waveform to features: all signal processing and all normalisation, and nothing of the network."""
 
-import copy
 import math
 
 import numpy as np
@@ -22,8 +21,7 @@ from .descriptors_ser import (
     spectral_centroid_and_bandwidth,
     zero_crossing_rate,
 )
-from .script_ser import EXAMPLE_SIZE, to_script
-from .statistics_ser import BANDS_A_GROUP, contours_and_moves, describe_contours, in_order, statistics_shape
+from .statistics_ser import BANDS_A_GROUP, clip_statistics, statistics_shape
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
@@ -161,22 +159,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     def to_dict(self):
         """The parameters, without what follows from them."""
         derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc", "num_statistics")
-        scripts = ("read_frames", "read_contours")
-        return {k: v for k, v in super().to_dict().items() if k not in (*derived, *scripts)}
-
-    def for_inference(self) -> "SerFeatureExtractor":
-        """A copy that gives the same features in a sixth less time: most of its many small steps are TorchScript, not Python."""
-        self._check_scale()
-        scripted = copy.copy(self)
-        (num_clips, num_frames), size = EXAMPLE_SIZE, (EXAMPLE_SIZE[1] - 1) * self.hop_length
-        waveforms = torch.linspace(-1, 1, num_clips * size).view(num_clips, size)
-        power = power_spectrum(waveforms, self.window, self.hop_length)
-        frames = (power, waveforms, torch.full((num_clips,), size), torch.ones(num_clips, num_frames, dtype=torch.bool))
-        scripted.read_frames = to_script(self.read_frames, frames)
-        if self.statistics:
-            values, voiced, inside = self.read_frames(*frames)[2:]
-            scripted.read_contours = to_script(self.read_contours, (values, in_order(values, inside), voiced, inside))
-        return scripted
+        return {k: v for k, v in super().to_dict().items() if k not in derived}
 
     @property
     def max_duration_s(self) -> float:
@@ -270,15 +253,6 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         What `__call__` returns, from power spectra (batch, num_frames, n_fft // 2 + 1), and their mask, of prepared waveforms
         (batch, num_samples) of `num_samples` (batch,) each.
         """
-        features, mask, *contours = self.read_frames(power, waveforms, num_samples, mask)
-        described = {"input_features": features, "attention_mask": mask}
-        if contours:
-            values, voiced, inside = contours
-            described["statistics"] = self.read_contours(values, in_order(values, inside), voiced, inside)
-        return described
-
-    def read_frames(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, ...]:
-        """Features and mask, and with `statistics` what `contours_and_moves` gives of them."""
         mel_power = power @ self.mel_filters
         features = self._frame_features(power, mel_power, waveforms, num_samples, mask)
         if self.trim_db is not None:
@@ -286,19 +260,18 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         if self.feature_type == "descriptors":
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
-        contours = ()
+        of_clip = {}
         if self.statistics:
             bands, lags = features.split([self.num_mel_bins, self.num_lags], -1)
-            contours = contours_and_moves(bands, lags / LAG_SCALE, mask)
+            of_clip["statistics"] = clip_statistics(bands, lags / LAG_SCALE, mask)
         if self.normalize == "utterance":
             num_normalized = features.shape[2] - self.num_lags
             normalized = _normalize_utterances(features[..., :num_normalized], mask)
             features = torch.cat([normalized, features[..., num_normalized:]], -1)
         elif self.normalize == "dataset":
             features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return features.masked_fill(~mask[..., None], self.padding_value), mask.long(), *contours
-
-    read_contours = staticmethod(describe_contours)
+        features = features.masked_fill(~mask[..., None], self.padding_value)
+        return {"input_features": features, "attention_mask": mask.long(), **of_clip}
 
     def is_heard(self, mel_power: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """

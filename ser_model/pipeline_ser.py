@@ -52,8 +52,6 @@ class SerPipeline(ChunkPipeline):
     def __init__(self, *args, voice_only: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.voice_only = voice_only
-        # `model` and `feature_extractor` can be saved and shared, these are quicker.
-        self.network, self.extractor = self.model.for_inference(), self.feature_extractor.for_inference()
 
     def __call__(self, inputs, **kwargs):
         """
@@ -123,7 +121,7 @@ class SerPipeline(ChunkPipeline):
             if on_window is not None:
                 on_window(times["end_s"])
             # Of what does not count one sample is enough.
-            features = self.extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
+            features = self.feature_extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
             yield {**features.to(self.dtype), **times, "counts": counts, "is_last": is_last}
             start += len(window)
 
@@ -132,9 +130,11 @@ class SerPipeline(ChunkPipeline):
         if not np.any(about["counts"]):  # hours of silence would else take as long as hours of speech
             size = (len(model_inputs["input_features"]), self.model.config.num_labels)
             return {**about, "probabilities": torch.zeros(size), "attentions": None}
+        if any(module.training for module in self.model.modules()):  # as training, or an adapter put in, leaves them
+            self.model.eval()
         if len(model_inputs["input_features"]) == 1:
             model_inputs.pop("attention_mask")  # one window has no padding
-        outputs = self.network(**model_inputs, output_attentions=output_attentions)
+        outputs = self.model(**model_inputs, output_attentions=output_attentions)
         return {**about, "probabilities": outputs.logits.float().softmax(-1), "attentions": outputs.attentions}
 
     def postprocess(self, model_outputs, top_k=None, timeline=False):
