@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ser_model import SerConfig
 
-from .ravdess import CITATION, FOLDS
+from .corpus import CORPORA, Corpus, learnt_corpora
+from .ravdess import FOLDS
 from .report import PROTOCOLS, details, result_path
 
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -23,6 +24,7 @@ NETWORKS = {
     "distribution_perceptron": "how mel bands and pitch are distributed over time → hidden layer",
     "correlation_perceptron": "how mel bands and pitch go together → hidden layer",
 }
+OWN = "recordings of its author's own"
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 
 TEMPLATE = """---
@@ -61,12 +63,11 @@ all the same.
 ## What it is for, and what not
 
 {% if fine_tuning -%}
-It began as {{ fine_tuning.base }}, which was trained on 24 North American actors who say two sentences with an emotion
-they were told to act, and was trained further on recordings of its author's own. It is for research, teaching and play.
-Whatever is not among those recordings is outside of what was measured.
+It began as {{ fine_tuning.base }}, which was trained on {{ speakers }}, with an emotion they were told to act, and was
+trained further on recordings of its author's own. It is for research, teaching and play. Whatever is not among those
+recordings is outside of what was measured.
 {%- else -%}
-It was trained on 24 North American actors who {{ acts }} two sentences with an emotion they were told to act. It is for
-research, teaching and play. Other languages, real conversations and children are outside of what it was trained on; noise,
+It was trained on {{ speakers }}, with an emotion they were told to act. It is for research, teaching and play. Other languages, real conversations and children are outside of what it was trained on; noise,
 rooms and telephones it knows by simulation at most.
 {%- endif %} What it hears is how a voice sounds, not what a person feels: do not use it to judge people, in hiring,
 policing, medical decisions, insurance, at work or at school. The European Union's AI Act forbids emotion recognition at
@@ -85,9 +86,9 @@ Recipe `{{ name }}`, {{ num_epochs }} epochs, seed {{ seed }}, {{ protocol_note 
 ## Data, licence, citation
 
 {% if fine_tuning -%}
-The network began with weights trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights.
+The network began with weights trained on {{ licences }}; these weights are CC BY-NC-SA 4.0.
 {%- else -%}
-Trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights.
+Trained on {{ licences }}; these weights are CC BY-NC-SA 4.0.
 {%- endif %} The code beside them is Apache-2.0. If you use them, cite the data: {{ citation }}
 """
 
@@ -103,9 +104,11 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
     recipe, fine_tuning = run["recipe"], run.get("fine_tuning")
     name = repo_id.split("/")[1] if repo_id else recipe["name"]
     results = {} if fine_tuning else _committed_results(recipe["name"])
-    trained_on = {"all": "on all 24 actors", "speaker-independent": f"without actors {FOLDS.get(run.get('fold'))}"}
+    learnt = [CORPORA[corpus] for corpus in learnt_corpora(run) if corpus in CORPORA]
+    own = [OWN] if not fine_tuning and len(learnt) < len(learnt_corpora(run)) else []
+    trained_on = {"all": "on all speakers", "speaker-independent": f"without actors {FOLDS.get(run.get('fold'))}"}
     card = ModelCard.from_template(
-        _metadata(name, _eval_results(results, fine_tuning), fine_tuning),
+        _metadata(name, _eval_results(results, fine_tuning), fine_tuning, learnt),
         template_str=TEMPLATE,
         name=name,
         repo_id=repo_id or f"USER/{name}",
@@ -113,7 +116,8 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         num_labels=len(labels),
         labels=", ".join(labels),
         network=_network(recipe["model"].get("encoder", SerConfig.encoder)),
-        acts=" and ".join({"speech": "say", "song": "sing"}[channel] for channel in recipe["vocal_channels"]),
+        speakers=" and ".join([_speakers(corpus, recipe["vocal_channels"]) for corpus in learnt] + own),
+        licences=" and ".join([f"{corpus.title}, which is {corpus.license}" for corpus in learnt] + own),
         figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
         fine_tuning=fine_tuning,
         sampling_rate=sampling_rate,
@@ -122,9 +126,14 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         protocol_note=trained_on.get(run.get("protocol"), "on 80 % of the clips"),
         train_seconds=round(run["train_seconds"]),
         versions=", ".join(f"{library} {version}" for library, version in run["versions"].items()),
-        citation=CITATION,
+        citation=" ".join(f"{corpus.citation}." for corpus in learnt),
     )
     card.save(path)
+
+
+def _speakers(corpus: Corpus, vocal_channels: list[str]) -> str:
+    acts = " and ".join({"speech": "say", "song": "sing"}[channel] for channel in vocal_channels)
+    return corpus.speakers.replace("say", acts) if corpus is CORPORA["ravdess"] else corpus.speakers
 
 
 def _network(encoder: str | list[str]) -> str:
@@ -137,14 +146,16 @@ def _committed_results(recipe_name: str) -> dict[str, dict]:
     return {protocol: json.loads(path.read_text(encoding="utf-8")) for protocol, path in paths.items() if path.exists()}
 
 
-def _metadata(name: str, eval_results: list[EvalResult], fine_tuning: dict | None) -> ModelCardData:
+def _metadata(
+    name: str, eval_results: list[EvalResult], fine_tuning: dict | None, learnt: list[Corpus]
+) -> ModelCardData:
     base = fine_tuning["base"] if fine_tuning else ""
     return ModelCardData(
         license="cc-by-nc-sa-4.0",
-        language=None if fine_tuning else "en",
+        language=None if fine_tuning else sorted({corpus.language for corpus in learnt}),
         library_name="transformers",
         pipeline_tag="audio-classification",
-        tags=["speech-emotion-recognition", "ravdess", "audio", "safetensors"],
+        tags=["speech-emotion-recognition", *(corpus.title.lower() for corpus in learnt), "audio", "safetensors"],
         # The Hub links a base model only by its name there.
         base_model=base.split("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", base) else None,
         metrics=["accuracy", "f1", "recall"],

@@ -13,9 +13,10 @@ import tqdm
 
 from ser_model.audio import AudioError
 
+from . import corpus as corpora
 from . import recipe as recipes
 from .conditions import CONDITIONS, mean_over_runs, score_conditions
-from .ravdess import FOLDS, RavdessError, load_ravdess
+from .ravdess import FOLDS
 from .report import print_result, result_path, summarise, write_result
 from .train import PROTOCOLS, explain, train, use_one_thread
 from .trainer import RunError
@@ -27,7 +28,7 @@ def evaluate(
     protocol: str,
     folds: list[int],
     runs_dir: Path,
-    data_dir: str | None = None,
+    data_dir: str | dict[str, str] | None = None,
     seeds: list[int],
     held_out: str = "test",
     allow_incomplete: bool = False,
@@ -70,8 +71,10 @@ def evaluate(
     runs = _run_all(tasks, jobs)
     result = summarise(runs, recipe, protocol=protocol, held_out=held_out)
     if conditions:
-        data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
-        paths = {Path(audio["path"]).stem: audio["path"] for audio in data["audio"]}
+        rows = corpora.load_training_rows(
+            recipe.corpora, data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete
+        )
+        paths = {Path(row["path"]).stem: row["path"] for row in rows if row["corpus"] == "ravdess"}
         tasks = [
             functools.partial(score_conditions, folder, run, paths, conditions, quiet=jobs > 1)
             for (_, _, folder), run in zip(folders, runs)
@@ -114,14 +117,14 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         help="also score the clips as they sound outside the studio; may be given several times",
     )
-    parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
+    corpora.add_data_option(parser)
     parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
     parser.add_argument("--runs", default="runs", help="folder for the folds' networks (default: %(default)s)")
     parser.add_argument("--seed", default="0", help="or several, as in 0,1,2, and the mean over them")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="folds side by side (default: %(default)s, the cores)"
     )
-    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than a corpus has")
     options = parser.parse_args(arguments)
     use_one_thread()
     try:
@@ -135,14 +138,14 @@ def main(arguments: list[str] | None = None) -> int:
             protocol=options.protocol,
             folds=folds,
             runs_dir=Path(options.runs),
-            data_dir=options.data,
+            data_dir=corpora.data_folders(options.data),
             seeds=seeds,
             held_out=options.held_out,
             allow_incomplete=options.allow_incomplete,
             jobs=min(max(options.jobs, 1), len(folds) * len(seeds)),
             conditions=list(CONDITIONS) if "all" in (options.condition or []) else options.condition,
         )
-    except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
+    except (AudioError, RunError, ValueError, OSError) as error:
         return explain(error)
     result["command"] = _command(options)
     print_result(result)

@@ -15,8 +15,8 @@ import numpy as np
 from ser_model.configuration_ser import EMOTIONS
 from ser_model.results import whole_file, write_whole
 
+from .corpus import told_clips
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
-from .ravdess import parse_name
 from .recipe import Recipe, available, load_recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,13 +40,13 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
 
     Figures of a fold are means over the seeds, those of a seed means over the folds, but for the calibration error: it is
     taken over a seed's clips of all folds together, since one fold has too few for its bins. Figures by class, gender and
-    intensity and the confusion matrix count each clip once a seed.
+    intensity, as far as the clips tell these, and the confusion matrix count each clip once a seed.
     """
     labels = list(EMOTIONS)
     seeds, folds = (list(dict.fromkeys(run[name] for run in runs)) for name in ("seed", "fold"))
     by_seed = [_seed_figures([run for run in runs if run["seed"] == seed]) for seed in seeds]
     mean = _mean(by_seed)
-    probabilities, references, fields = _predictions(runs)
+    probabilities, references, clips = _predictions(runs)
     result = {
         "recipe": recipe.name,
         "protocol": protocol,
@@ -58,8 +58,9 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
         "standard_deviation_over_seeds": {name: float(np.std([s[name] for s in by_seed])) for name in MEASURES},
         "per_class": per_class(probabilities, references, labels),
         **{
-            f"by_{field}": _by_field(probabilities, references, [f[field] for f in fields])
+            f"by_{field}": by_field(probabilities, references, [clip[field] for clip in clips])
             for field in ("gender", "intensity")
+            if all(field in clip for clip in clips)
         },
         "reliability": reliability(probabilities, references),
         "curves": {run["fold"] or 1: _curves(run["history"], recipe) for run in runs if run["seed"] == seeds[0]},
@@ -70,6 +71,7 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
         "settings": recipe.to_dict(),
         "versions": runs[0]["versions"],
         "data_fingerprint": runs[0]["data_fingerprint"],
+        "clips": _answered(clips, probabilities),
     }
     if held_out == "validation":
         fitted = fit_temperature(probabilities, references)
@@ -79,10 +81,10 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
 
 def _fold_figures(runs: list[dict]) -> dict:
     """Of one fold: the mean over its seeds."""
-    clips = runs[0]["clips"]
+    clips = told_clips(runs[0])
     return {
         "fold": runs[0]["fold"] or 1,
-        "test_actors": sorted({parse_name(clip)["actor"] for clip in clips}),
+        "test_actors": sorted({clip["actor"] for clip in clips}),
         "num_clips": len(clips),
         **_mean([_scores([run]) for run in runs]),
         "train_seconds": round(_train_seconds(runs), 1),
@@ -123,13 +125,22 @@ def _curves(history: list[dict], recipe: Recipe) -> dict[str, list]:
 
 
 def _predictions(runs: list[dict]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' fields, one run after the other."""
-    fields = [parse_name(clip) for run in runs for clip in run["clips"]]
+    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' rows, one run after the other."""
+    clips = [clip for run in runs for clip in told_clips(run)]
     probabilities = np.concatenate([np.array(run["probabilities"]) for run in runs])
-    return probabilities, np.array([EMOTIONS.index(f["emotion"]) for f in fields]), fields
+    return probabilities, np.array([EMOTIONS.index(clip["label"]) for clip in clips]), clips
 
 
-def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str]) -> dict[str, dict]:
+def _answered(clips: list[dict], probabilities: np.ndarray) -> list[dict]:
+    """Each clip once, by its name, label, speaker and corpus, with the answers to it, one a run that heard it."""
+    answered = {}
+    for clip, p in zip(clips, probabilities):
+        about = {name: clip[name] for name in ("clip", "label", "speaker", "corpus")}
+        answered.setdefault(clip["clip"], {**about, "answers": []})["answers"].append(EMOTIONS[p.argmax()])
+    return list(answered.values())
+
+
+def by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str]) -> dict[str, dict]:
     values = np.array(values)
     return {
         value: {
@@ -146,8 +157,14 @@ def write_result(result: dict, path: Path) -> None:
     for suffix, draw in ((".png", draw_confusion), (".curves.png", draw_curves)):
         with whole_file(path.with_suffix(suffix)) as partial:
             draw(result, partial)
-    text = json.dumps({**result, "curves": "CURVES"}, indent=1).replace('"CURVES"', json.dumps(result["curves"]))
-    write_whole(path, f"{text}\n".encode())
+    write_whole(path, f"{_as_json(result)}\n".encode())
+
+
+def _as_json(result: dict) -> str:
+    """A figure a line, but the curves as one, and a line a clip."""
+    lines = ",\n  ".join(map(json.dumps, result["clips"]))
+    text = json.dumps({**result, "curves": "CURVES", "clips": "CLIPS"}, indent=1)
+    return text.replace('"CURVES"', json.dumps(result["curves"])).replace('"CLIPS"', f"[\n  {lines}\n ]")
 
 
 def draw_confusion(result: dict, path: Path) -> None:
