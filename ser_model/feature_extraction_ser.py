@@ -21,21 +21,24 @@ from .descriptors_ser import (
     spectral_centroid_and_bandwidth,
     zero_crossing_rate,
 )
+from .speech_ser import remove_rumble, speech_frames
 from .statistics_ser import BANDS_A_GROUP, clip_statistics, statistics_shape
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
 MIN_DEVIATION_DB = 1.0
-# Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
-# without pauses is kept but for its quietest frames.
+# Trimming at the ends: frames are cut off that are quieter than the loudest by more; in noise, that exceed the quietest tenth
+# of the others by less.
+TRIM_DB = 30.0
 NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
+NUM_LAGS = 48  # to tell speech by where the features hold none: 14 to the octave
 LAG_SCALE = 2.0  # autocorrelations then vary about as much as normalised bands do
 
 
 class SerFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    What the network hears of mono waveforms: each clip is trimmed of the silence at its ends, turned into frames of
-    features, cut at `max_frames`, and normalised.
+    What the network hears of mono waveforms: each clip is freed of rumble, turned into frames of features, of which those
+    without speech are dropped, cut at `max_frames`, and normalised.
 
     The features, by `feature_type`, but for the second each equal to librosa's of the same name (see `descriptors_ser.py`):
 
@@ -63,9 +66,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         top_db (`float`, defaults to 80.0): Values further below the clip's loudest are raised to that floor.
         relative_level (`bool`, defaults to `True`): Scale each clip to peak 1 and count decibels from its loudest value,
             so that the recording's level changes nothing. Otherwise the level of the waveform is kept.
-        trim_db (`float`, *optional*, defaults to 30.0): Frames before the first and after the last whose energy comes
-            within this many decibels of the loudest are cut off; in a noisy recording more of them (see
-            `is_heard`). `None` keeps them.
+        trim (`str`, *optional*, defaults to `"speech"`): Which frames are dropped. `"speech"`: all without speech, wherever
+            they are, after the mean and rumble are removed from the waveform (see `speech_ser.py`). `"ends"`: those before the
+            first and after the last whose energy comes within 30 dB of the loudest. `None`: none.
         max_frames (`int`, *optional*): What is heard of a longer clip: its first frames. `None` hears all.
         normalize (`str`, *optional*, defaults to `"utterance"`): `"utterance"` gives each feature of each clip mean 0
             and deviation 1; `"dataset"` subtracts `mean` and divides by `std`; `None` leaves features as they are.
@@ -89,7 +92,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         f_max_hz=8000.0,
         top_db=80.0,
         relative_level=True,
-        trim_db=30.0,
+        trim="speech",
         max_frames=None,
         normalize="utterance",
         mean=None,
@@ -107,7 +110,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         self.f_max_hz = f_max_hz
         self.top_db = top_db
         self.relative_level = relative_level
-        self.trim_db = trim_db
+        self.trim = trim
         self.max_frames = max_frames
         self.normalize = normalize
         self.mean = mean
@@ -126,12 +129,16 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         )
         self.mel_filters = torch.from_numpy(mel_filters).float()  # (n_fft // 2 + 1, num_mel_bins)
         self.window = torch.hann_window(n_fft)
-        self.lag_filters = lag_filters(self.num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
+        # Speech is told by its pitch, whether the features hold it or not.
+        num_lags = self.num_lags or (NUM_LAGS if trim == "speech" else 0)
+        self.lag_filters = lag_filters(num_lags, n_fft=n_fft, sampling_rate=sampling_rate)
 
     def _check_settings(self) -> int:
         """How many lags or MFCC the features hold."""
         if self.normalize not in ("utterance", "dataset", None):
             raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {self.normalize!r}.")
+        if self.trim not in ("speech", "ends", None):
+            raise ValueError(f"trim must be 'speech', 'ends' or None, not {self.trim!r}.")
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sampling_rate / 2:
             raise ValueError(
                 f"Mel bands must lie between 0 and {self.sampling_rate / 2:g} Hz (half the sampling rate), "
@@ -204,6 +211,8 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         waveforms = [self._prepare(waveform) for waveform in raw_speech]
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)  # (batch, num_samples)
+        if self.trim == "speech":
+            padded = remove_rumble(padded, num_samples, self.sampling_rate)
         num_frames = 1 + num_samples // self.hop_length
         mask = torch.arange(int(num_frames.max())) < num_frames[:, None]  # (batch, num_frames)
         power = power_spectrum(padded, self.window, self.hop_length)  # (batch, num_frames, n_fft // 2 + 1)
@@ -211,7 +220,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         return {name: value.numpy() for name, value in data.items()}
 
     def _prepare(self, waveform) -> torch.Tensor:
-        """One waveform of any accepted kind, checked, from its first sound on, scaled to peak 1 if wanted: (num_samples,)."""
+        """One waveform of any accepted kind, checked, scaled to peak 1 if wanted: (num_samples,)."""
         waveform = torch.as_tensor(waveform).detach().to(torch.float32)
         if waveform.ndim != 1:
             raise ValueError(
@@ -226,27 +235,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("The waveform contains NaN or infinite samples: check how it was decoded.")
         if peak == 0:
             return waveform
-        first, end = self._sounding_span(loudness)
-        return waveform[first:end] / peak if self.relative_level else waveform[first:end]
-
-    def _sounding_span(self, loudness: np.ndarray) -> tuple[int, int]:
-        """The first sample within `top_db` of the peak and the one after the last: silence around it moves no frame."""
-        if self.trim_db is None:
-            return 0, len(loudness)
-        is_sound = loudness >= loudness.max() * 10 ** (-self.top_db / 20)
-        return int(is_sound.argmax()), len(is_sound) - int(is_sound[::-1].argmax())
-
-    def trimmed_span(self, waveform) -> tuple[int, int]:
-        """What is left of a waveform, (num_samples,), after trimming: its first sample and the one after its last."""
-        waveform = torch.as_tensor(waveform).detach().to(torch.float32)
-        if self.trim_db is None:
-            return 0, len(waveform)
-        first, end = self._sounding_span(np.abs(waveform.numpy()))
-        power = power_spectrum(waveform[None, first:end], self.window, self.hop_length)
-        mel_power = power @ self.mel_filters
-        heard = self.is_heard(mel_power, torch.ones(mel_power.shape[:2], dtype=torch.bool))[0].nonzero()
-        last = first + (int(heard[-1]) + 1) * self.hop_length
-        return first + int(heard[0]) * self.hop_length, min(last, end)
+        if self.trim == "ends":  # the silence around moves no frame
+            is_sound = loudness >= peak * 10 ** (-self.top_db / 20)
+            waveform = waveform[int(is_sound.argmax()) : len(is_sound) - int(is_sound[::-1].argmax())]
+        return waveform / peak if self.relative_level else waveform
 
     def describe(self, power, waveforms, num_samples, mask) -> dict[str, torch.Tensor]:
         """
@@ -254,9 +246,13 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         (batch, num_samples) of `num_samples` (batch,) each.
         """
         mel_power = power @ self.mel_filters
-        features = self._frame_features(power, mel_power, waveforms, num_samples, mask)
-        if self.trim_db is not None:
-            features, mask = _take(features, self.is_heard(mel_power, mask))
+        lags = None
+        if self.lag_filters.shape[1]:
+            lags = autocorrelation(power[..., harmonic_bins(self.n_fft, self.sampling_rate)], self.lag_filters)
+        kept = self.kept_frames(power, mel_power, lags, mask)
+        features = self._frame_features(power, mel_power, lags, waveforms, num_samples, kept)
+        if self.trim is not None:
+            features, mask = _take(features, kept)
         if self.feature_type == "descriptors":
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
@@ -273,34 +269,31 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         features = features.masked_fill(~mask[..., None], self.padding_value)
         return {"input_features": features, "attention_mask": mask.long(), **of_clip}
 
-    def is_heard(self, mel_power: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def kept_frames(self, power, mel_power, lags, mask) -> torch.Tensor:
         """
-        What trimming leaves of each clip: the frames from the first to the last whose energy comes within `trim_db` of
-        the loudest; of these again, from the first to the last that stand out of the noise, which is what the quietest
-        tenth of them holds.
-
-        Args:
-            mel_power: (batch, num_frames, num_mel_bins). mask: (batch, num_frames) bool.
-
-        Returns:
-            (batch, num_frames) bool.
+        Which frames `trim` leaves of each clip, (batch, num_frames) bool, from their spectra, mel bands, autocorrelations and
+        mask.
         """
+        if self.trim is None:
+            return mask
+        if self.trim == "speech":
+            frames = {"sampling_rate": self.sampling_rate, "hop_length": self.hop_length}
+            return speech_frames(power, lags, mask, **frames)
         energy = 10 * torch.log10(mel_power.sum(-1).clamp(min=1e-10)).masked_fill(~mask, -math.inf)
         loudest = energy.amax(1, keepdim=True)
-        heard = _between(energy >= loudest - self.trim_db)
-        rank = ((heard.sum(1, keepdim=True) - 1) * NOISE_QUANTILE).long()
-        noise = energy.masked_fill(~heard, math.inf).sort(1).values.gather(1, rank) + NOISE_MARGIN_DB
-        return heard & _between(energy >= noise.minimum(loudest + MAX_NOISE_DB).maximum(loudest - self.trim_db))
+        loud = _between(energy >= loudest - TRIM_DB)
+        rank = ((loud.sum(1, keepdim=True) - 1) * NOISE_QUANTILE).long()
+        noise = energy.masked_fill(~loud, math.inf).sort(1).values.gather(1, rank) + NOISE_MARGIN_DB
+        return loud & _between(energy >= noise.minimum(loudest + MAX_NOISE_DB).maximum(loudest - TRIM_DB))
 
-    def _frame_features(self, power, mel_power, waveforms, num_samples, mask) -> torch.Tensor:
+    def _frame_features(self, power, mel_power, lags, waveforms, num_samples, mask) -> torch.Tensor:
         # The window of a last frame reaches past a shorter clip's end into padding, not the other way round, so the
         # frames under the mask are those of the clip alone.
         mel = decibels(mel_power, mask, top_db=self.top_db, relative=self.relative_level)
         if self.feature_type == "log_mel":
             return mel
         if self.feature_type == "log_mel_pitch":
-            harmonics = power[..., harmonic_bins(self.n_fft, self.sampling_rate)]
-            return torch.cat([mel, LAG_SCALE * autocorrelation(harmonics, self.lag_filters)], -1)
+            return torch.cat([mel, LAG_SCALE * lags], -1)
         mfcc = mel @ cosines(self.num_mfcc, self.num_mel_bins).T
         if self.feature_type == "mfcc":
             return mfcc
@@ -342,13 +335,13 @@ def _between(chosen: torch.Tensor) -> torch.Tensor:
     return (count > 0) & (count - chosen.long() < count[:, -1:])
 
 
-def _take(features: torch.Tensor, heard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stretch of each clip that is heard, from frame 0 on, and its mask."""
-    num_frames = heard.sum(1, keepdim=True)  # (batch, 1)
-    step = torch.arange(heard.shape[1])[: num_frames.max()]
-    taken = (step + heard.long().argmax(1, keepdim=True)).clamp(max=heard.shape[1] - 1)
+def _take(features: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The frames of each clip that are kept, from frame 0 on, and their mask."""
+    num_frames = kept.sum(1, keepdim=True)  # (batch, 1)
+    step = torch.arange(kept.shape[1])
+    first = torch.where(kept, step, kept.shape[1] - 1).sort(1).values[:, : num_frames.max()]
     clip = torch.arange(features.shape[0])[:, None]
-    return features[clip, taken], step < num_frames  # `gather` takes three times as long
+    return features[clip, first], step[: num_frames.max()] < num_frames  # `gather` takes three times as long
 
 
 def _normalize_utterances(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
