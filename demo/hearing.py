@@ -93,7 +93,11 @@ def read(path: str, rate: int) -> np.ndarray:
 def _attention_over_time(classifier: SerPipeline, waveform: np.ndarray, outputs: list[dict]) -> np.ndarray | None:
     """The mean over members and heads, on the recording's own time axis (see `Hearing.attention`)."""
     extractor = classifier.feature_extractor
-    hop_length, step = extractor.hop_length, extractor.hop_length * math.prod(classifier.model.config.conv_strides)
+    rate, hop_length, step = (
+        extractor.sampling_rate,
+        extractor.hop_length,
+        math.prod(classifier.model.config.conv_strides),
+    )
     curve = np.zeros(math.ceil(len(waveform) / hop_length))
     for output in outputs:
         if not output["counts"]:
@@ -101,10 +105,12 @@ def _attention_over_time(classifier: SerPipeline, waveform: np.ndarray, outputs:
         if output["attentions"] is None:
             return None
         weights = torch.cat(output["attentions"], 1).float().mean(1)[0].cpu().numpy()  # (time,)
-        start, end = (round(output[name] * extractor.sampling_rate) for name in ("start_s", "end_s"))
-        first, last = (start + sample for sample in extractor.trimmed_span(waveform[start:end]))
-        points = np.arange(first // hop_length, math.ceil(last / hop_length))
-        curve[points] = np.interp(points * hop_length, first + step * np.arange(len(weights)), weights * len(weights))
+        start, end = (round(output[name] * rate) for name in ("start_s", "end_s"))
+        times_s = output["start_s"] + extractor.frame_times_s(
+            waveform[start:end]
+        )  # of the frames that the network hears
+        points = np.minimum((times_s * rate / hop_length).astype(int), len(curve) - 1)
+        curve[points] = np.interp(np.arange(len(points)), step * np.arange(len(weights)), weights * len(weights))
     return curve
 
 

@@ -198,7 +198,7 @@ def _log_mel(waveform: np.ndarray, rate: int) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _picture_extractor(rate: int, hop_length: int) -> SerFeatureExtractor:
-    return SerFeatureExtractor(sampling_rate=rate, hop_length=hop_length, trim_db=None, normalize=None)
+    return SerFeatureExtractor(sampling_rate=rate, hop_length=hop_length, trim=None, normalize=None)
 
 
 def _data_url(content: bytes, kind: str) -> str:

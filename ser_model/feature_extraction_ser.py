@@ -208,7 +208,11 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
     @torch.inference_mode()  # so many small steps take a tenth less time in it; arrays leave it
     def _features(self, raw_speech: list) -> dict[str, np.ndarray]:
-        waveforms = [self._prepare(waveform) for waveform in raw_speech]
+        data = self.describe(*self._spectra([self._prepare(waveform) for waveform in raw_speech]))
+        return {name: value.numpy() for name, value in data.items()}
+
+    def _spectra(self, waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What `describe` takes, of prepared waveforms."""
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)  # (batch, num_samples)
         if self.trim == "speech":
@@ -216,8 +220,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         num_frames = 1 + num_samples // self.hop_length
         mask = torch.arange(int(num_frames.max())) < num_frames[:, None]  # (batch, num_frames)
         power = power_spectrum(padded, self.window, self.hop_length)  # (batch, num_frames, n_fft // 2 + 1)
-        data = self.describe(power, padded, num_samples, mask)
-        return {name: value.numpy() for name, value in data.items()}
+        return power, padded, num_samples, mask
 
     def _prepare(self, waveform) -> torch.Tensor:
         """One waveform of any accepted kind, checked, scaled to peak 1 if wanted: (num_samples,)."""
@@ -235,21 +238,31 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("The waveform contains NaN or infinite samples: check how it was decoded.")
         if peak == 0:
             return waveform
-        if self.trim == "ends":  # the silence around moves no frame
-            is_sound = loudness >= peak * 10 ** (-self.top_db / 20)
-            waveform = waveform[int(is_sound.argmax()) : len(is_sound) - int(is_sound[::-1].argmax())]
+        waveform = waveform[self._sounding_span(loudness)]
         return waveform / peak if self.relative_level else waveform
+
+    def _sounding_span(self, loudness: np.ndarray) -> slice:
+        """For `trim="ends"`, from the first sample within `top_db` of the peak to the last: silence around it moves no frame."""
+        if self.trim != "ends":
+            return slice(None)
+        is_sound = loudness >= loudness.max() * 10 ** (-self.top_db / 20)
+        return slice(int(is_sound.argmax()), len(is_sound) - int(is_sound[::-1].argmax()))
+
+    @torch.inference_mode()
+    def frame_times_s(self, waveform) -> np.ndarray:
+        """The middle of each frame that `__call__` gives of a waveform, (num_samples,), in seconds since its start: (num_frames,)."""
+        loudness = torch.as_tensor(waveform).detach().abs().numpy()
+        first = self._sounding_span(loudness).start or 0
+        power, *_, mask = self._spectra([self._prepare(waveform)])
+        kept = self._bands_and_lags(power, mask)[-1][0].nonzero()[: self.max_frames, 0]
+        return ((first + kept * self.hop_length) / self.sampling_rate).numpy()
 
     def describe(self, power, waveforms, num_samples, mask) -> dict[str, torch.Tensor]:
         """
         What `__call__` returns, from power spectra (batch, num_frames, n_fft // 2 + 1), and their mask, of prepared waveforms
         (batch, num_samples) of `num_samples` (batch,) each.
         """
-        mel_power = power @ self.mel_filters
-        lags = None
-        if self.lag_filters.shape[1]:
-            lags = autocorrelation(power[..., harmonic_bins(self.n_fft, self.sampling_rate)], self.lag_filters)
-        kept = self.kept_frames(power, mel_power, lags, mask)
+        mel_power, lags, kept = self._bands_and_lags(power, mask)
         features = self._frame_features(power, mel_power, lags, waveforms, num_samples, kept)
         if self.trim is not None:
             features, mask = _take(features, kept)
@@ -269,16 +282,21 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         features = features.masked_fill(~mask[..., None], self.padding_value)
         return {"input_features": features, "attention_mask": mask.long(), **of_clip}
 
-    def kept_frames(self, power, mel_power, lags, mask) -> torch.Tensor:
-        """
-        Which frames `trim` leaves of each clip, (batch, num_frames) bool, from their spectra, mel bands, autocorrelations and
-        mask.
-        """
-        if self.trim is None:
-            return mask
+    def _bands_and_lags(self, power, mask) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Of spectra: mel bands, autocorrelations (`None` if nothing wants them), and which frames are kept, (batch, num_frames)."""
+        mel_power, lags = power @ self.mel_filters, None
+        if self.lag_filters.shape[1]:
+            lags = autocorrelation(power[..., harmonic_bins(self.n_fft, self.sampling_rate)], self.lag_filters)
         if self.trim == "speech":
             frames = {"sampling_rate": self.sampling_rate, "hop_length": self.hop_length}
-            return speech_frames(power, lags, mask, **frames)
+            return mel_power, lags, speech_frames(power, lags, mask, **frames)
+        return mel_power, lags, self._without_ends(mel_power, mask) if self.trim == "ends" else mask
+
+    def _without_ends(self, mel_power, mask) -> torch.Tensor:
+        """
+        From the first to the last frame whose energy comes within `TRIM_DB` of the loudest; of these again, from the first to
+        the last that stand out of the noise, which is what the quietest tenth of them holds.
+        """
         energy = 10 * torch.log10(mel_power.sum(-1).clamp(min=1e-10)).masked_fill(~mask, -math.inf)
         loudest = energy.amax(1, keepdim=True)
         loud = _between(energy >= loudest - TRIM_DB)

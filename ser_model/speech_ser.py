@@ -37,7 +37,9 @@ def remove_rumble(waveforms: torch.Tensor, num_samples: torch.Tensor, sampling_r
     low_pass = torch.sinc(2 * CUTOFF_HZ / sampling_rate * time) * torch.cos(math.pi / width * time).square()
     low_pass = low_pass / low_pass.sum()  # (BLOCK_SIZE, num_blocks)
     blocks = F.pad(waveforms, (0, -waveforms.shape[1] % BLOCK_SIZE)).unflatten(1, (-1, BLOCK_SIZE)).transpose(1, 2)
-    low = F.conv1d(blocks, low_pass[None], padding=2 * around)  # (batch, 1, num_blocks + 2 x around), the middle of each
+    low = F.conv1d(
+        blocks, low_pass[None], padding=2 * around
+    )  # (batch, 1, num_blocks + 2 x around), the middle of each
     low = F.conv1d(low, BLOCK_SIZE * low_pass.flip(1)[:, None])  # (batch, BLOCK_SIZE, num_blocks)
     return (waveforms - low.transpose(1, 2).flatten(1)[:, : waveforms.shape[1]]) * inside
 

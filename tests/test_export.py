@@ -71,7 +71,7 @@ def test_says_what_it_needs(exported):
 
 
 @pytest.mark.parametrize(
-    "options", [{"trim_db": None}, {"normalize": None, "top_db": 60.0}, {"n_fft": 400, "hop_length": 160}]
+    "options", [{"trim": None}, {"normalize": None, "top_db": 60.0}, {"n_fft": 400, "hop_length": 160}]
 )
 def test_other_settings(tiny_model, tmp_path, clips, options):
     tiny_model.config.temperature = 1.7

@@ -12,7 +12,7 @@ from tests.conftest import make_voice
 
 @pytest.mark.parametrize("duration_s", [0.05, 0.517, 3.0])
 def test_agrees_with_librosa(duration_s):
-    extractor = SerFeatureExtractor(trim_db=None, normalize=None)
+    extractor = SerFeatureExtractor(trim=None, normalize=None)
     waveform = make_voice(duration_s)
     power = librosa.feature.melspectrogram(
         y=waveform / np.abs(waveform).max(),
@@ -34,7 +34,7 @@ LIBROSA = {"n_fft": 1024, "hop_length": 256}
 
 
 def make_extractor(**settings):
-    kept = {"trim_db": None, "normalize": None, "relative_level": False, "f_min_hz": 0.0, "f_max_hz": 8000.0}
+    kept = {"trim": None, "normalize": None, "relative_level": False, "f_min_hz": 0.0, "f_max_hz": 8000.0}
     return SerFeatureExtractor(**{**kept, **LIBROSA, "num_mel_bins": 128, **settings})
 
 
@@ -74,7 +74,7 @@ def test_tells_the_pitch(pitch_hz):
     pitches = np.geomspace(*PITCH_HZ, 48)
     place = np.abs(np.log(pitches / pitch_hz)).argmin()
     for heard in (voice, 0.01 * voice, hum(pitch_hz, range(3, 7)), voice + noise * voice.std() / 2):
-        features = SerFeatureExtractor(**PITCHED, trim_db=None)(heard, sampling_rate=16000)["input_features"]
+        features = SerFeatureExtractor(**PITCHED, trim=None)(heard, sampling_rate=16000)["input_features"]
         lags = features[0, :, 64:].mean(0)
         assert lags[place] > 0.85 * lags.max()
         assert lags[place] > 0.25 + np.median(lags)
@@ -171,38 +171,43 @@ def test_keeps_the_level_on_request(voice):
     np.testing.assert_allclose((loud - quiet)[0, loud[0].argmax(0), range(64)], 20, atol=0.1)
 
 
-def test_trims_like_a_listener(extractor, voice):
+ENDS = {"trim": "ends"}
+
+
+def test_trims_silent_ends(voice):
     """Silence around a voice, and its level, change nothing."""
     quiet = np.concatenate([np.zeros(12345), voice * 0.03, np.zeros(777)]).astype(np.float32)
+    extractor = SerFeatureExtractor(**ENDS)
     loud = extractor(voice, sampling_rate=16000)["input_features"]
     np.testing.assert_allclose(extractor(quiet, sampling_rate=16000)["input_features"], loud, atol=1e-3)
 
 
-def test_trims_quiet_ends(extractor, voice):
+def test_trims_quiet_ends(voice):
     hiss = 0.001 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     surrounded = np.concatenate([hiss, voice, hiss])
-    first, end = extractor.trimmed_span(surrounded)
+    extractor = SerFeatureExtractor(**ENDS)
+    times_s = extractor.frame_times_s(surrounded)
     spoken = np.flatnonzero(np.abs(voice) > 0.05)
-    np.testing.assert_allclose((first, end), 16000 + spoken[[0, -1]], atol=extractor.n_fft)
-    num_frames = extractor(surrounded, sampling_rate=16000)["input_features"].shape[1]
-    assert num_frames == (end - first) // extractor.hop_length
-    assert SerFeatureExtractor(trim_db=None).trimmed_span(surrounded) == (0, len(surrounded))
+    np.testing.assert_allclose(times_s[[0, -1]], 1 + spoken[[0, -1]] / 16000, atol=extractor.n_fft / 16000)
+    assert extractor(surrounded, sampling_rate=16000)["input_features"].shape[1] == len(times_s)
+    assert len(SerFeatureExtractor(trim=None).frame_times_s(surrounded)) == 1 + len(surrounded) // extractor.hop_length
 
 
 @pytest.mark.parametrize("snr_db", [20, 10])
-def test_trims_noisy_ends(extractor, voice, snr_db):
+def test_trims_noisy_ends(voice, snr_db):
     """As it trims the same recording without the noise, but for a few hundredths of a second."""
     padded = np.pad(voice, 16000)
     noise = np.random.default_rng(0).standard_normal(len(padded)) * np.sqrt((padded**2).mean() / 10 ** (snr_db / 10))
-    clean = extractor.trimmed_span(padded)
-    noisy = extractor.trimmed_span((padded + noise).astype(np.float32))
-    np.testing.assert_allclose(noisy, clean, atol=4 * extractor.n_fft)
+    extractor = SerFeatureExtractor(**ENDS)
+    clean = extractor.frame_times_s(padded)
+    noisy = extractor.frame_times_s((padded + noise).astype(np.float32))
+    np.testing.assert_allclose(noisy[[0, -1]], clean[[0, -1]], atol=4 * extractor.n_fft / 16000)
 
 
-def test_keeps_a_steady_sound_whole(extractor):
+@pytest.mark.parametrize("trim", ["speech", "ends"])
+def test_keeps_a_steady_sound_whole(trim):
     tone = np.sin(np.arange(16000) * 0.1).astype(np.float32)
-    first, end = extractor.trimmed_span(tone)
-    assert end - first > 15000
+    assert len(SerFeatureExtractor(trim=trim).frame_times_s(tone)) > 15000 / 256
 
 
 def test_normalises_each_utterance(extractor, voice):
@@ -235,7 +240,7 @@ def test_returns_tensors(extractor, voice):
 
 
 def test_survives_saving(extractor, voice, tmp_path):
-    extractor = SerFeatureExtractor(feature_size=40, trim_db=30.0)
+    extractor = SerFeatureExtractor(feature_size=40, trim="ends")
     extractor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert "mel_filters" not in saved

@@ -20,6 +20,7 @@ from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipelin
 from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, window_sizes
 from ser_model.pretrained import DEFAULT, load_pipeline
 from ser_model.results import write_whole
+from ser_model.speech_ser import remove_rumble
 from ser_model.voice import CHUNK_SIZE, CONTEXT_SIZE, VoiceDetector, load_detector
 
 try:
@@ -62,27 +63,22 @@ class WaveformClassifier(nn.Module):
         Returns:
             (batch, num_labels) float32, probabilities.
         """
-        waveform, lengths = self._prepare(waveform, lengths)
+        waveform = self._prepare(waveform, lengths)
         mask = torch.arange(1 + waveform.shape[1] // self.extractor.hop_length)
         mask = mask < (1 + lengths // self.extractor.hop_length)[:, None]  # (batch, num_frames)
         inputs = self.extractor.describe(self._power(waveform), waveform, lengths, mask)
         return self.network(**inputs, return_dict=False)[0].softmax(-1)
 
     def _prepare(self, waveform, lengths):
-        """Each clip from the start of its row, from its first sound on and, if wanted, with peak 1; zeros after it."""
-        position = torch.arange(waveform.shape[1])
-        inside = position < lengths[:, None]
-        loudness = waveform.abs().masked_fill(~inside, 0.0)
-        peak = loudness.amax(1, keepdim=True)
-        if self.extractor.trim_db is not None:
-            loud = (loudness >= peak * 10 ** (-self.extractor.top_db / 20)) & inside
-            first = loud.int().argmax(1)
-            lengths = waveform.shape[1] - loud.int().flip(1).argmax(1) - first
-            waveform = waveform.gather(1, (position + first[:, None]).clamp(max=waveform.shape[1] - 1))
-        waveform = waveform.masked_fill(position >= lengths[:, None], 0.0)
+        """Each clip with zeros after it, with peak 1 and without rumble if wanted."""
+        inside = torch.arange(waveform.shape[1]) < lengths[:, None]
+        waveform = waveform.masked_fill(~inside, 0.0)
         if self.extractor.relative_level:
+            peak = waveform.abs().amax(1, keepdim=True)
             waveform = waveform / peak.where(peak > 0, torch.ones(()))
-        return waveform[:, : lengths.max()], lengths
+        if self.extractor.trim == "speech":
+            waveform = remove_rumble(waveform, lengths, self.extractor.sampling_rate)
+        return waveform
 
     def _power(self, waveform):
         """

@@ -1,5 +1,6 @@
 """
-What happens to a voice outside the studio: noise, echo, a narrow band, peaks too loud for the recorder.
+What happens to a voice outside the studio: pauses, clicks, noise, echo, another microphone, a narrow band, peaks too loud for the
+recorder.
 
 Waveforms are (num_samples,) float32; chance comes from a `numpy.random.Generator`.
 """
@@ -47,24 +48,83 @@ def clip_peaks(waveform: np.ndarray, *, part: float) -> np.ndarray:
     return waveform.clip(-limit, limit)
 
 
+def pause_place(waveform: np.ndarray, rate: int) -> int:
+    """Where one would pause: the quietest 20 ms of the middle half."""
+    first, end = len(waveform) // 4, 3 * len(waveform) // 4
+    energy = np.convolve(np.square(waveform, dtype=np.float64), np.ones(rate // 50), "same")
+    return first + int(energy[first:end].argmin())
+
+
+def pause(waveform: np.ndarray, rate: int, *, duration_s: float, place: int | None = None) -> np.ndarray:
+    """With digital silence at `place`, or where one would pause."""
+    place = pause_place(waveform, rate) if place is None else place
+    return np.insert(waveform, place, np.zeros(round(duration_s * rate), waveform.dtype))
+
+
+def click(waveform: np.ndarray, rate: int, generator, *, distance_s: float, after: bool = False) -> np.ndarray:
+    """With 5 ms of noise as loud as its peak, that long before it (and as long after it), in silence."""
+    noise = generator.standard_normal(round(0.005 * rate))
+    noise = np.pad(noise * np.abs(waveform).max() / np.abs(noise).max(), (rate // 10, 0))
+    silence = np.zeros(round(distance_s * rate))
+    parts = [noise, silence, waveform, *([silence, noise[::-1]] if after else [])]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def rumble(waveform: np.ndarray, rate: int, generator, *, part: float) -> np.ndarray:
+    """Over a hum of 20 to 45 Hz whose peak is `part` of its own: wind, a lorry, a hand on the microphone."""
+    hum = np.sin(2 * np.pi * (generator.uniform(20, 45) * np.arange(len(waveform)) / rate + generator.random()))
+    return (waveform + part * np.abs(waveform).max() * hum).astype(np.float32)
+
+
+def equalise(waveform: np.ndarray, rate: int, gains_db: np.ndarray, bands_hz: np.ndarray) -> np.ndarray:
+    """With these gains at these frequencies, and between them by straight lines over the logarithm of frequency."""
+    spectrum = np.fft.rfft(waveform)
+    place = np.log(np.fft.rfftfreq(len(waveform), 1 / rate) + 20)
+    gain = 10 ** (np.interp(place, np.log(np.asarray(bands_hz) + 20), gains_db) / 20)
+    return np.fft.irfft(spectrum * gain, len(waveform)).astype(np.float32)
+
+
+OCTAVES_HZ = 50.0 * 2.0 ** np.arange(9)  # up to 12.8 kHz
+
+
+def equalise_at_random(waveform: np.ndarray, rate: int, generator, *, range_db: float) -> np.ndarray:
+    """By a smooth curve, a random walk from octave to octave that is `range_db` from its mean at most."""
+    walk = generator.standard_normal(len(OCTAVES_HZ)).cumsum()
+    walk -= walk.mean()
+    return equalise(waveform, rate, walk / np.abs(walk).max() * range_db, OCTAVES_HZ)
+
+
+def cheap_microphone(waveform: np.ndarray, rate: int, generator) -> np.ndarray:
+    """One of a laptop: no bass, shrill at 4 kHz, nothing above 7 kHz, quiet and loud drawn together, and a hiss."""
+    waveform = limit_band(waveform, rate, low_hz=150, high_hz=min(7000, 0.45 * rate))
+    waveform = equalise(waveform, rate, [0, 0, 8, 0], [50, 1500, 4000, 8000])
+    peak = np.abs(waveform).max()
+    loudness = np.sqrt(np.convolve(np.square(waveform / peak), np.ones(rate // 20) / (rate // 20), "same") + 1e-4)
+    return add_noise(waveform * loudness**-0.3, generator, snr_db=35)
+
+
 def record_outside(waveform: np.ndarray, rate: int, generator) -> np.ndarray:
     """
-    A clip in some room, amid some noise, by telephone or through a cheap microphone, overdriven: each of them or not, as
-    chance has it. The noises are those between a quiet and a loud street.
+    A clip with a pause or a click, through some microphone, in some room, amid some noise, by telephone, overdriven: each of
+    them or not, as chance has it. The noises are those between a quiet room and a loud street.
     """
-    if generator.random() < 0.3:
-        fade_s, direct = generator.uniform(0.1, 0.6), generator.uniform(0.7, 2.0)
-        waveform = reverberate(waveform, rate, generator, fade_s=fade_s, direct=direct)
-    if generator.random() < 0.7:
-        snr_db, slope = generator.uniform(3, 30), generator.uniform(0, 1.5)
-        waveform = add_noise(waveform, generator, snr_db=snr_db, slope=slope)
-    band = generator.random()
-    if band < 0.3:
-        low_hz, high_hz = generator.uniform(200, 400), generator.uniform(3000, 3800)
-        waveform = telephone(waveform, rate, low_hz=low_hz, high_hz=high_hz)
-    elif band < 0.5:
-        low_hz, high_hz = generator.uniform(50, 400), generator.uniform(0.25, 0.45) * rate
-        waveform = limit_band(waveform, rate, low_hz=low_hz, high_hz=high_hz)
-    if generator.random() < 0.25:
-        waveform = clip_peaks(waveform, part=generator.uniform(0.15, 0.7))
+    chance, uniform = generator.random, generator.uniform
+    waveform = np.pad(waveform, (int(generator.integers(rate // 64)), 0))  # frames begin anywhere
+    if chance() < 0.25:
+        waveform = pause(waveform, rate, duration_s=uniform(0.15, 1.5))
+    if chance() < 0.6:
+        waveform = equalise_at_random(waveform, rate, generator, range_db=uniform(0, 10))
+    if chance() < 0.35:
+        waveform = reverberate(waveform, rate, generator, fade_s=uniform(0.1, 0.6), direct=uniform(0.5, 2.0))
+    if chance() < 0.1:
+        waveform = clip_peaks(waveform, part=uniform(0.2, 0.7))
+    if chance() < 0.5:
+        waveform = add_noise(waveform, generator, snr_db=uniform(8, 35), slope=uniform(0, 2))
+    band = chance()
+    if band < 0.12:
+        waveform = telephone(waveform, rate, low_hz=uniform(150, 350), high_hz=uniform(3000, 3800))
+    elif band < 0.25:
+        waveform = limit_band(waveform, rate, low_hz=uniform(30, 200), high_hz=uniform(0.22, 0.47) * rate)
+    if chance() < 0.05:
+        waveform = click(waveform, rate, generator, distance_s=0.25)
     return waveform

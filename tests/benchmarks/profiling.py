@@ -19,8 +19,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ser_model.audio import read_audio
+from ser_model.descriptors_ser import autocorrelation, harmonic_bins
 from ser_model.feature_extraction_ser import LAG_SCALE
 from ser_model.scoring import load_quietly
+from ser_model.speech_ser import speech_frames
 from ser_model.statistics_ser import clip_statistics
 from tests.conftest import make_voice
 
@@ -143,13 +145,16 @@ def profile_extractor(extractor) -> None:
     power = bins.real.square() + bins.imag.square()
     mel_power = (power.T @ extractor.mel_filters)[None]
     mask = torch.ones(mel_power.shape[:2], dtype=torch.bool)
-    frames = extractor._frame_features(power.T[None], mel_power, None, None, mask)
+    lags = autocorrelation(power.T[None][..., harmonic_bins(extractor.n_fft, RATE)], extractor.lag_filters)
+    frames = extractor._frame_features(power.T[None], mel_power, lags, None, None, mask)
     bands, lags = frames.split([extractor.num_mel_bins, extractor.num_lags], -1)
     parts = {
         "Fourier transforms": cpu_ms(spectrum),
         "power": cpu_ms(lambda: bins.real.square() + bins.imag.square()),
         "mel bands": cpu_ms(lambda: power.T @ extractor.mel_filters),
-        "trimming": cpu_ms(lambda: extractor.is_heard(mel_power, mask)),
+        "speech": cpu_ms(
+            lambda: speech_frames(power.T[None], lags, mask, sampling_rate=RATE, hop_length=extractor.hop_length)
+        ),
         "statistics": cpu_ms(lambda: clip_statistics(bands, lags / LAG_SCALE, mask)),
     }
     whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
