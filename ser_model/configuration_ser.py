@@ -16,26 +16,21 @@ EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "s
 @strict
 class SerConfig(PreTrainedConfig):
     r"""
-    encoder (`str` or `list[str]`, defaults to `"residual_bilstm_attention"`):
-        The network between features and classifier: one of `encoders_ser.ENCODERS`, for all members or one for each. Not
-        every setting below concerns every encoder.
+    encoder (`str`, defaults to `"residual_bilstm_attention"`):
+        The network from frames to one vector: one of `encoders_ser.ENCODERS`. Not every setting below concerns every encoder.
     feature_size (`int`, defaults to 64):
         Width of one frame of `input_features`.
     num_lags (`int`, defaults to 0):
-        How many of these, the last ones, are autocorrelations instead of mel bands; every member reads them as they are.
+        How many of these, the last ones, are autocorrelations instead of mel bands, which are read as they are.
     num_statistics (`list[int]`, defaults to `[0, 0, 0]`):
-        Of `statistics`, which some members read instead of frames: rows of kinds of statistics, rows of correlations, columns.
-    num_cepstra (`list[int]`, defaults to `[40, 0]`):
-        One entry a member of the model. A member with 0 reads the features as they are; a member with a positive number
-        reads a discrete cosine transform of the mel bands to that many cepstra.
+        Rows of kinds of statistics, rows of correlations, and columns of `statistics`. Unless they are 0, two hidden layers read
+        statistics of the clip beside the encoder, and the answer is the mean of the three.
+    num_cepstra (`int`, defaults to 40):
+        Mel bands become so many cepstra by a discrete cosine transform; 0 leaves them as they are.
     conv_channels (`int` or `list[int]`, defaults to 96):
         Channels of each convolution (or residual block of two); one number stands for all.
     conv_strides (`list[int]`, defaults to `[2, 2, 1]`):
         One convolution or block an entry, and by how much it (or the pooling after it) shortens time.
-    image_channels (`list[int]`, defaults to `[16, 32, 48]`):
-        Channels of each convolution over mel bands and time, as many as `conv_strides`.
-    lag_channels (`int`, defaults to 64):
-        Channels of the convolutions that read the autocorrelations beside such an image.
     conv_kernel_size (`int`, defaults to 5):
         Frames that a convolution sees; odd, so that frames stay centred.
     lstm_hidden_size (`int`, defaults to 64):
@@ -45,7 +40,7 @@ class SerConfig(PreTrainedConfig):
     num_attention_heads (`int`, defaults to 4):
         Heads of the attention over time, or of the transformer layers.
     hidden_size (`int`, defaults to 64):
-        Width of a second LSTM, and of a hidden layer before the classifier.
+        Width of a second LSTM, of a hidden layer before the classifier, and of those on statistics.
     input_dropout, conv_dropout, lstm_dropout, hidden_dropout, classifier_dropout (`float`):
         Dropout of rows of a clip's statistics, after each convolution or block, after the BiLSTM, in the transformer and at the
         layers of `hidden_size`, and before the classifier.
@@ -56,15 +51,13 @@ class SerConfig(PreTrainedConfig):
 
     model_type = "ser"
 
-    encoder: str | list[str] | tuple[str, ...] = "residual_bilstm_attention"
+    encoder: str = "residual_bilstm_attention"
     feature_size: int = 64
     num_lags: int = 0
     num_statistics: list[int] | tuple[int, ...] = (0, 0, 0)
-    num_cepstra: list[int] | tuple[int, ...] = (40, 0)
+    num_cepstra: int = 40
     conv_channels: int | list[int] | tuple[int, ...] = 96
     conv_strides: list[int] | tuple[int, ...] = (2, 2, 1)
-    image_channels: list[int] | tuple[int, ...] = (16, 32, 48)
-    lag_channels: int = 64
     conv_kernel_size: int = 5
     lstm_hidden_size: int = 64
     num_transformer_layers: int = 3

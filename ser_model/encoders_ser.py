@@ -20,9 +20,9 @@ class SerCepstrum(nn.Module):
     which follow the bands, stay as they are.
     """
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_cepstra, config.feature_size - config.num_lags))
+        self.weight = nn.Parameter(torch.empty(config.num_cepstra, config.feature_size - config.num_lags))
 
     def forward(self, input_features):
         num_bands = self.weight.shape[1]
@@ -90,32 +90,20 @@ class SerMaxPool(nn.Module):
 
 class SerResidualBlock(nn.Module):
     """
-    Two convolutions and a shortcut; the first may leave out bands and steps of time.
+    Two convolutions over time and a shortcut; the first may leave out steps of time.
 
-    On (batch, channels, bands, time) with channels last in memory. Without bands these have size 1: a CPU takes a quarter
-    less time for that than for `Conv1d`.
-
-    Args:
-        kernel, strides: Of the convolutions, in bands and in time; the sizes of a kernel are odd.
+    On (batch, channels, 1, time) with channels last in memory: a CPU takes a quarter less time for that than for `Conv1d`.
     """
 
-    def __init__(
-        self,
-        config: SerConfig,
-        in_channels: int,
-        channels: int,
-        *,
-        kernel: tuple[int, int],
-        strides: tuple[int, int],
-    ):
+    def __init__(self, config: SerConfig, in_channels: int, channels: int, *, stride: int):
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        self.stride = strides[1]
-        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride=strides, padding=padding, bias=False)
+        kernel, padding = (1, config.conv_kernel_size), (0, config.conv_kernel_size // 2)
+        self.stride = stride
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride=(1, stride), padding=padding, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, kernel, padding=padding, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=strides)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=(1, stride))
         self.dropout = nn.Dropout(config.conv_dropout)
 
     def forward(self, hidden_states, mask):
@@ -143,26 +131,31 @@ class SerAttentionPooling(nn.Module):
         return torch.cat([mean, deviation], -1).flatten(1), weights
 
 
-class SerAttentionEncoder(nn.Module):
-    """What our encoders have in common: convolutions -> BiLSTM -> attention over time."""
+class SerResidualEncoder(nn.Module):
+    """Ours: (cepstra) -> residual convolutions over time -> BiLSTM -> attention over time."""
 
-    def __init__(self, config: SerConfig, num_channels: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
-        self.lstm = SerBiLSTM(num_channels, config.lstm_hidden_size)
+        self.cepstrum = SerCepstrum(config) if config.num_cepstra else None
+        width = config.num_cepstra + config.num_lags if config.num_cepstra else config.feature_size
+        channels = [width, *_conv_channels(config)]
+        self.blocks = nn.ModuleList(
+            SerResidualBlock(config, *channels[i : i + 2], stride=stride)
+            for i, stride in enumerate(config.conv_strides)
+        )
+        self.lstm = SerBiLSTM(channels[-1], config.lstm_hidden_size)
         self.lstm_dropout = nn.Dropout(config.lstm_dropout)
         self.pooling = SerAttentionPooling(config, 2 * config.lstm_hidden_size)
         self.pooled_size = 2 * config.num_attention_heads * 2 * config.lstm_hidden_size
 
-    def convolve(self, input_features, mask):
-        """
-        (batch, num_frames, feature_size) and a mask (batch, 1, 1, num_frames) or None -> (batch, channels, 1, time) and a
-        mask (batch, 1, 1, time) or None.
-        """
-        raise NotImplementedError
-
     def forward(self, input_features, attention_mask):
         mask = None if attention_mask is None else attention_mask[:, None, None].to(input_features.dtype)
-        hidden_states, mask = self.convolve(input_features, mask)
+        hidden_states = input_features if self.cepstrum is None else self.cepstrum(input_features)
+        hidden_states = _without_padding(
+            hidden_states.transpose(1, 2)[:, :, None], mask
+        )  # (batch, width, 1, num_frames)
+        for block in self.blocks:
+            hidden_states, mask = block(hidden_states, mask)
         mask = None if mask is None else mask[:, 0, 0]  # (batch, time)
         hidden_states, _ = self.lstm(hidden_states[:, :, 0].transpose(1, 2), mask)
         hidden_states = self.lstm_dropout(hidden_states)
@@ -170,78 +163,12 @@ class SerAttentionEncoder(nn.Module):
         return hidden_states, pooled, weights
 
 
-class SerResidualEncoder(SerAttentionEncoder):
-    """Ours: (cepstra) -> residual convolutions over time -> BiLSTM -> attention."""
-
-    def __init__(self, config: SerConfig, num_cepstra: int):
-        channels = _conv_channels(config)
-        super().__init__(config, channels[-1])
-        self.cepstrum = SerCepstrum(config, num_cepstra) if num_cepstra else None
-        width = num_cepstra + config.num_lags if num_cepstra else config.feature_size
-        self.blocks = _blocks_over_time(config, [width, *channels], config.conv_strides)
-
-    def convolve(self, input_features, mask):
-        hidden_states = input_features if self.cepstrum is None else self.cepstrum(input_features)
-        hidden_states = _without_padding(hidden_states.transpose(1, 2)[:, :, None], mask)
-        for block in self.blocks:
-            hidden_states, mask = block(hidden_states, mask)
-        return hidden_states, mask
-
-
-class SerImageEncoder(SerAttentionEncoder):
-    """
-    Ours, with the mel bands as an image: a convolution and residual ones over bands and time, each of which halves the bands;
-    autocorrelations -> residual convolutions over time; both side by side -> convolution of size 1 -> BiLSTM -> attention.
-
-    Convolutions over bands find a voice's resonances wherever the size of a throat has put them.
-    """
-
-    def __init__(self, config: SerConfig, num_cepstra: int):
-        num_channels = _conv_channels(config)[-1]
-        super().__init__(config, num_channels)
-        self.num_bands = config.feature_size - config.num_lags
-        channels, strides = config.image_channels, config.conv_strides
-        size, self.stride = config.conv_kernel_size, strides[0]
-        self.conv = nn.Conv2d(1, channels[0], size, stride=(2, self.stride), padding=size // 2, bias=False)
-        self.norm = nn.BatchNorm2d(channels[0])
-        self.blocks = nn.ModuleList(
-            SerResidualBlock(config, *channels[i : i + 2], kernel=(3, 3), strides=(2, stride))
-            for i, stride in enumerate(strides[1:])
-        )
-        width = channels[-1] * -(-self.num_bands // 2 ** len(strides))
-        self.lag_blocks = nn.ModuleList()
-        if config.num_lags:
-            strides = [stride for stride in strides if stride > 1]
-            self.lag_blocks = _blocks_over_time(
-                config, [config.num_lags] + [config.lag_channels] * len(strides), strides
-            )
-            width += config.lag_channels
-        self.joint_conv = nn.Conv2d(width, num_channels, 1, bias=False)
-        self.joint_norm = nn.BatchNorm2d(num_channels)
-
-    def convolve(self, input_features, mask):
-        bands, lags = input_features[..., : self.num_bands], input_features[..., self.num_bands :]
-        lags, lag_mask = _without_padding(lags.transpose(1, 2)[:, :, None], mask), mask
-        # As `_as_image`, but turned by 90 degrees: (batch, 1, bands, num_frames)
-        image = _without_padding(bands.transpose(1, 2).contiguous()[..., None].permute(0, 3, 1, 2), mask)
-        mask = None if mask is None else mask[..., :: self.stride]
-        image = _without_padding(torch.relu_(self.norm(self.conv(image))), mask)
-        for block in self.blocks:
-            image, mask = block(image, mask)
-        joint = image.permute(0, 3, 1, 2).flatten(2).transpose(1, 2)[:, :, None]  # (batch, channels x bands, 1, time)
-        for block in self.lag_blocks:
-            lags, lag_mask = block(lags, lag_mask)
-        if self.lag_blocks:
-            joint = torch.cat([joint, lags], 1)
-        return _without_padding(torch.relu_(self.joint_norm(self.joint_conv(joint))), mask), mask
-
-
 class SerConv2dAttentionEncoder(nn.Module):
     """
     `cnn-bilstm-attention`: [Conv2d -> MaxPool -> ReLU -> BatchNorm -> Dropout] a channel count -> BiLSTM -> attention.
     """
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv2d, config, channels)
@@ -266,7 +193,7 @@ class SerConv2dAttentionEncoder(nn.Module):
 class SerConv2dEncoder(nn.Module):
     """`cnn-bilstm`: [Conv2d -> ReLU -> BatchNorm -> MaxPool -> Dropout] a channel count -> BiLSTM's last states."""
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv2d, config, channels)
@@ -290,7 +217,7 @@ class SerConvTransformerEncoder(nn.Module):
     BiLSTM -> transformer layers; their means over time -> Dense -> Dropout -> LayerNorm.
     """
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
         channels = [config.feature_size, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv1d, config, channels)
@@ -329,7 +256,7 @@ class SerConvTransformerEncoder(nn.Module):
 class SerBiLSTMEncoder(nn.Module):
     """`bilstm`: BiLSTM -> Dropout -> LSTM's last state -> Dropout -> Linear -> ReLU."""
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
         self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
         self.lstm_dropout = nn.Dropout(config.lstm_dropout)
@@ -350,7 +277,7 @@ class SerConv1dEncoder(nn.Module):
     above 1, Dropout and MaxPool follow; flattened.
     """
 
-    def __init__(self, config: SerConfig, num_cepstra: int):
+    def __init__(self, config: SerConfig):
         super().__init__()
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv1d, config, channels)
@@ -367,12 +294,10 @@ class SerConv1dEncoder(nn.Module):
         return hidden_states.mT, hidden_states.flatten(1), None
 
 
-class SerPerceptronEncoder(nn.Module):
+class SerPerceptron(nn.Module):
     """
-    Ours, on rows of statistics of the whole clip: normalised, outliers cut -> Dropout of rows -> Linear -> BatchNorm -> ReLU ->
-    Dropout. Whole rows drop out, as a network that has seen few people must not rely on one kind of statistic.
-
-    Instead of frames and a mask it is called with `statistics` (batch, num_rows, num_columns) and takes its own `rows`.
+    Ours, on some `rows` of statistics of the whole clip: normalised, outliers cut -> Dropout of rows -> Linear -> BatchNorm ->
+    ReLU -> Dropout. Whole rows drop out, as a network that has seen few people must not rely on one kind of statistic.
     """
 
     LIMIT = 3.0  # standard deviations
@@ -398,49 +323,24 @@ class SerPerceptronEncoder(nn.Module):
         self.deviation.copy_(statistics.std(0).clamp(min=self.MIN_DEVIATION))
 
     def forward(self, statistics):
+        """(batch, num_rows, num_columns), of all rows -> (batch, pooled_size)"""
         rows = ((statistics[:, self.rows] - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
-        hidden = torch.relu(self.norm(self.hidden(self.input_dropout(rows).flatten(1))))
-        return None, self.hidden_dropout(hidden), None
-
-
-class SerDistributionEncoder(SerPerceptronEncoder):
-    """On how contours are distributed over the clip, and how they change in it."""
-
-    def __init__(self, config: SerConfig, num_cepstra: int):
-        super().__init__(config, slice(0, config.num_statistics[0]))
-
-
-class SerCorrelationEncoder(SerPerceptronEncoder):
-    """On how contours, and their changes, go together."""
-
-    def __init__(self, config: SerConfig, num_cepstra: int):
-        num_kinds, num_contours, _ = config.num_statistics
-        super().__init__(config, slice(num_kinds, num_kinds + num_contours))
+        return self.hidden_dropout(torch.relu(self.norm(self.hidden(self.input_dropout(rows).flatten(1)))))
 
 
 ENCODERS = {
     "residual_bilstm_attention": SerResidualEncoder,
-    "image_bilstm_attention": SerImageEncoder,
     "conv2d_bilstm_attention": SerConv2dAttentionEncoder,
     "conv1d_bilstm_transformer": SerConvTransformerEncoder,
     "bilstm": SerBiLSTMEncoder,
     "conv2d_bilstm": SerConv2dEncoder,
     "conv1d": SerConv1dEncoder,
-    "distribution_perceptron": SerDistributionEncoder,
-    "correlation_perceptron": SerCorrelationEncoder,
 }
 
 
 def _conv_channels(config: SerConfig) -> list[int]:
     channels = config.conv_channels
     return [channels] * len(config.conv_strides) if isinstance(channels, int) else list(channels)
-
-
-def _blocks_over_time(config: SerConfig, channels: list[int], strides: list[int]) -> nn.ModuleList:
-    return nn.ModuleList(
-        SerResidualBlock(config, *channels[i : i + 2], kernel=(1, config.conv_kernel_size), strides=(1, stride))
-        for i, stride in enumerate(strides)
-    )
 
 
 def _convolutions(kind: type, config: SerConfig, channels: list[int]) -> nn.ModuleList:

@@ -1,4 +1,4 @@
-"""The network: an encoder or several side by side, and a classifier. It knows neither files nor signal processing."""
+"""The network: an encoder, hidden layers on statistics, and classifiers. It knows neither files nor signal processing."""
 
 import torch
 from torch import nn
@@ -7,7 +7,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .configuration_ser import SerConfig
-from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptronEncoder
+from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptron
+
+IMPOSSIBLE = -30.0  # a logit that means never, and is finite, as 0 x infinity is not 0
 
 
 class SerPreTrainedModel(PreTrainedModel):
@@ -23,7 +25,7 @@ class SerPreTrainedModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, SerCepstrum):
             init.copy_(module.weight, module.initial_weight())
-        elif isinstance(module, SerPerceptronEncoder):
+        elif isinstance(module, SerPerceptron):
             init.zeros_(module.mean)
             init.ones_(module.deviation)
         elif isinstance(module, nn.Linear):
@@ -45,31 +47,19 @@ class SerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-def _encoders(config: SerConfig) -> list[type]:
-    """One a member."""
-    num_members = len(config.num_cepstra)
-    names = [config.encoder] * num_members if isinstance(config.encoder, str) else list(config.encoder)
-    if len(names) != num_members:
-        raise ValueError(f"encoder must be one name or {num_members}, one a member, not {len(names)}.")
-    if unknown := sorted(set(names) - set(ENCODERS)):
-        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, not {unknown[0]!r}.")
-    return [ENCODERS[name] for name in names]
-
-
-def encode(member: nn.Module, input_features, attention_mask, statistics) -> tuple:
-    """What a member makes of the part of a clip's features that it reads, as in `encoders_ser`."""
-    if isinstance(member, SerPerceptronEncoder):
-        return member(statistics)
-    return member(input_features, attention_mask)
-
-
 class SerModel(SerPreTrainedModel):
-    """The members side by side, without the classifier."""
+    """The encoder, and beside it hidden layers on statistics of the clip if the configuration has any; no classifier."""
 
     def __init__(self, config: SerConfig):
         super().__init__(config)
-        encoders = _encoders(config)
-        self.members = nn.ModuleList(kind(config, size) for kind, size in zip(encoders, config.num_cepstra))
+        if config.encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, not {config.encoder!r}.")
+        self.encoder = ENCODERS[config.encoder](config)
+        num_kinds, num_contours, num_columns = config.num_statistics
+        # How contours of the clip are distributed, and how they go together.
+        rows = (slice(0, num_kinds), slice(num_kinds, num_kinds + num_contours)) if num_columns else ()
+        self.perceptrons = nn.ModuleList(SerPerceptron(config, part) for part in rows)
+        self.pooled_sizes = [part.pooled_size for part in (self.encoder, *self.perceptrons)]
         self.post_init()
 
     def forward(self, input_features, attention_mask=None, statistics=None, output_attentions=None, return_dict=None):
@@ -77,23 +67,30 @@ class SerModel(SerPreTrainedModel):
         Args:
             input_features: (batch, num_frames, feature_size), as `SerFeatureExtractor` gives them.
             attention_mask: (batch, num_frames), 1 on frames and 0 on padding, which comes last; no padding if left out.
-            statistics: (batch, num_rows, num_columns), of the whole clip, where a member reads them.
+            statistics: (batch, num_rows, num_columns), of the whole clip, if the configuration has `num_statistics`.
             output_attentions: Also return the attention over time.
 
         Returns:
-            `BaseModelOutputWithPooling` with `last_hidden_state` (batch, time, sizes of all members that listen frame by
-            frame; `None` without one), `pooler_output` (batch, pooled_size of all members), and with `output_attentions` a
-            tuple `attentions` of one tensor (batch, num_attention_heads, time) a member with attention over time, whose
-            weights sum to 1 over time and are 0 on padding; `None` without such a member. One step of time is the product
-            of `conv_strides` frames.
+            `BaseModelOutputWithPooling` with `last_hidden_state` (batch, time, size) of the encoder, `pooler_output` (batch,
+            sum of `pooled_sizes`), and with `output_attentions` a tuple `attentions` of one tensor (batch,
+            num_attention_heads, time), whose weights sum to 1 over time and are 0 on padding; `None` for an encoder without
+            attention over time. One step of time is the product of `conv_strides` frames.
+
+        Raises:
+            `ValueError`: there are no `statistics`, and the network reads them.
         """
-        encoded = (encode(member, input_features, attention_mask, statistics) for member in self.members)
-        states, pooled, weights = ([x for x in kind if x is not None] for kind in zip(*encoded))
-        wants_attentions = self._or_config(output_attentions, "output_attentions") and len(weights) > 0
+        if len(self.perceptrons) and statistics is None:
+            raise ValueError(
+                "statistics is missing: this network reads it beside input_features, so pass on all that "
+                "SerFeatureExtractor returns, as in model(**inputs)."
+            )
+        hidden_states, pooled, weights = self.encoder(input_features, attention_mask)
         outputs = BaseModelOutputWithPooling(
-            last_hidden_state=torch.cat(states, -1) if states else None,
-            pooler_output=torch.cat(pooled, -1),
-            attentions=tuple(weights) if wants_attentions else None,
+            last_hidden_state=hidden_states,
+            pooler_output=torch.cat([pooled, *(perceptron(statistics) for perceptron in self.perceptrons)], -1),
+            attentions=(weights,)
+            if self._or_config(output_attentions, "output_attentions") and weights is not None
+            else None,
         )
         return outputs if self._or_config(return_dict, "return_dict") else outputs.to_tuple()
 
@@ -102,15 +99,13 @@ class SerModel(SerPreTrainedModel):
 
 
 class SerForAudioClassification(SerPreTrainedModel):
-    """The members, a linear classifier on each, and the mean of their probabilities."""
+    """A linear classifier on the encoder's vector and on each hidden layer's, and the mean of their probabilities."""
 
     def __init__(self, config: SerConfig):
         super().__init__(config)
         self.ser = SerModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifiers = nn.ModuleList(
-            nn.Linear(member.pooled_size, config.num_labels) for member in self.ser.members
-        )
+        self.classifiers = nn.ModuleList(nn.Linear(size, config.num_labels) for size in self.ser.pooled_sizes)
         self.post_init()
 
     def forward(
@@ -119,48 +114,34 @@ class SerForAudioClassification(SerPreTrainedModel):
         attention_mask=None,
         statistics=None,
         labels=None,
+        label_mask=None,
         output_attentions=None,
         return_dict=None,
-        divide_batch=False,
     ):
         """
         Args:
             input_features, attention_mask, statistics, output_attentions: As in `SerModel`.
-            divide_batch: For training: of n members, each hears (and is judged by) the next nth part of the batch alone.
-                Members that learn from other clips at a time average better than those that learn from the same.
             labels: (batch,) int64, or (batch, num_labels) float, a distribution over the labels for each clip (which may
                 sum to the clip's weight instead of 1).
+            label_mask: (batch, num_labels) bool, which labels a clip might have had: the others take no part in its loss.
 
         Returns:
-            `SequenceClassifierOutput` with `logits` (batch, num_labels), the logarithms of the members' mean
-            probabilities over the temperature; `attentions` as in `SerModel`; and with `labels` the `loss`, the members'
-            mean cross-entropy: each member learns by itself, since members that lean on each other average less well.
+            `SequenceClassifierOutput` with `logits` (batch, num_labels), the logarithms of the classifiers' mean
+            probabilities over the temperature; `attentions` as in `SerModel`; and with `labels` the `loss`, the classifiers'
+            mean cross-entropy: each learns by itself, since those that lean on each other average less well.
         """
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        if divide_batch:
-            return self._divided(input_features, attention_mask, statistics, labels)
         outputs = self.ser(
             input_features, attention_mask, statistics, output_attentions=output_attentions, return_dict=True
         )
-        pooled = self.dropout(outputs.pooler_output).split([classify.in_features for classify in self.classifiers], -1)
-        member_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled)], 1)
-        mean = member_logits.softmax(-1).mean(1)  # (batch, num_labels)
+        pooled = self.dropout(outputs.pooler_output).split(self.ser.pooled_sizes, -1)
+        all_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled)], 1)
+        mean = all_logits.softmax(-1).mean(1)  # (batch, num_labels)
         logits = mean.clamp(min=torch.finfo(mean.dtype).tiny).log() / self.config.temperature
         loss = None
         if labels is not None:
-            losses = [nn.functional.cross_entropy(member, labels) for member in member_logits.unbind(1)]
+            if label_mask is not None:
+                all_logits = all_logits.masked_fill(~label_mask[:, None], IMPOSSIBLE)
+            losses = [nn.functional.cross_entropy(one, labels) for one in all_logits.unbind(1)]
             loss = torch.stack(losses).mean()
         result = SequenceClassifierOutput(loss=loss, logits=logits, attentions=outputs.attentions)
-        return result if return_dict else result.to_tuple()
-
-    def _divided(self, input_features, attention_mask, statistics, labels):
-        """`forward` with `divide_batch`: the loss, and each clip's logits by the member that heard it."""
-        num_members = len(self.classifiers)
-        batch = (input_features, attention_mask, statistics, labels)
-        parts = zip(*([None] * num_members if x is None else x.tensor_split(num_members) for x in batch))
-        losses, logits = [], []
-        for member, classify, (*features, targets) in zip(self.ser.members, self.classifiers, parts):
-            _, pooled, _ = encode(member, *features)
-            logits.append(classify(self.dropout(pooled)))
-            losses.append(nn.functional.cross_entropy(logits[-1], targets))
-        return SequenceClassifierOutput(loss=torch.stack(losses).mean(), logits=torch.cat(logits))
+        return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()

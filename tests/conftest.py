@@ -68,7 +68,7 @@ def extractor() -> SerFeatureExtractor:
 @pytest.fixture
 def tiny_model() -> SerForAudioClassification:
     torch.manual_seed(0)
-    config = SerConfig(num_cepstra=[20, 0], conv_channels=16, lstm_hidden_size=8, num_attention_heads=2)
+    config = SerConfig(num_cepstra=20, conv_channels=16, lstm_hidden_size=8, num_attention_heads=2)
     return SerForAudioClassification(config).eval()
 
 

@@ -18,7 +18,7 @@ from train.features import FeatureDataset, clip_features
 from train.recipe import Recipe, Training
 
 NUM_CLIPS, NUM_EPOCHS = 32, 4
-MODEL = {"num_cepstra": [0], "conv_channels": 8, "lstm_hidden_size": 8, "num_attention_heads": 1}
+MODEL = {"num_cepstra": 0, "conv_channels": 8, "lstm_hidden_size": 8, "num_attention_heads": 1}
 NO_DROPOUT = {"conv_dropout": 0.0, "lstm_dropout": 0.0, "classifier_dropout": 0.0}
 
 

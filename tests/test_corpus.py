@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -19,13 +18,12 @@ from train.corpus import CORPORA, DataError, data_folders, fingerprints, load_ro
 from train.features import main as features_main
 from train.ravdess import FOLDS
 from train.recipe import Augmentation, Recipe, load_recipe
-from train.trainer import balancing_weights
+from train.trainer import label_masks, sampling_chances
 
 TINY = {
     "corpora": ["ravdess", "nemo"],
-    "model": {"num_cepstra": [0], "conv_channels": 8, "lstm_hidden_size": 4, "num_attention_heads": 1},
-    "training": {"num_epochs": 2, "balanced_corpora": True},
-    "forget_priors": True,
+    "model": {"num_cepstra": 0, "conv_channels": 8, "lstm_hidden_size": 4, "num_attention_heads": 1},
+    "training": {"num_epochs": 2, "corpus_shares": {"ravdess": 0.5, "nemo": 0.5}},
 }
 
 
@@ -199,22 +197,26 @@ def test_fingerprints_follow_content_and_labels_wherever_they_lie(tmp_path):
     assert fingerprints(tables[0]) != fingerprints(tables[1])
 
 
-def test_corpora_and_their_emotions_count_alike():
-    corpora = ["a"] * 6 + ["b"] * 30
-    labels = [0, 0, 0, 0, 1, 2] + [0] * 10 + [1] * 20
-    weights = balancing_weights(corpora, labels)
-    shares = Counter()
-    for name, label, weight in zip(corpora, labels, weights):
-        shares[name, label] += weight / len(labels)
-    assert shares == pytest.approx({**{("a", i): 1 / 6 for i in range(3)}, ("b", 0): 1 / 4, ("b", 1): 1 / 4})
-    assert weights.mean() == pytest.approx(1)
+def test_corpora_and_their_emotions_are_drawn_as_their_shares_say():
+    cells = {("ravdess", "happy"): 10, ("ravdess", "calm"): 30, ("nemo", "happy"): 100}
+    clips = [{"corpus": corpus, "emotion": emotion} for (corpus, emotion), n in cells.items() for _ in range(n)]
+    chances = np.array(sampling_chances(clips, {"ravdess": 0.7, "nemo": 0.3}))
+    assert chances.mean() == pytest.approx(1)
+    for cell, share in zip(cells, (0.35, 0.35, 0.3)):
+        drawn = sum(c for c, clip in zip(chances, clips) if (clip["corpus"], clip["emotion"]) == cell)
+        assert drawn / len(clips) == pytest.approx(share)
 
 
-def test_the_loss_counts_a_clip_as_its_weight_says():
-    augment = BatchAugmentation(Augmentation(), [1.0, 1.0])
-    features, mask = torch.zeros(2, 3, 4), torch.ones(2, 3).long()
-    out = augment(features, mask, torch.tensor([0, 1]), weights=torch.tensor([0.5, 3.0]))
-    assert out["labels"].tolist() == [[0.5, 0], [0, 3]] and "weights" not in out
+def test_clips_are_judged_by_labels_that_their_corpus_has():
+    clips = [{"corpus": "ravdess", "emotion": emotion} for emotion in ("calm", "happy")]
+    clips.append({"corpus": "nemo", "emotion": "happy"})
+    masks = label_masks(clips, ("calm", "happy", "sad"))
+    assert masks == [[True, True, False], [True, True, False], [False, True, False]]
+    augment = BatchAugmentation(Augmentation(label_smoothing=0.2), [1.0] * 3)
+    features, mask = torch.zeros(3, 4, 2), torch.ones(3, 4, dtype=torch.long)
+    out = augment(features, mask, torch.tensor([0, 1, 1]), label_mask=torch.tensor(masks))
+    expected = torch.tensor([[0.9, 0.1, 0], [0.1, 0.9, 0], [0, 1.0, 0]])
+    torch.testing.assert_close(out["labels"], expected)
 
 
 @pytest.fixture
@@ -265,7 +267,7 @@ def test_runs_from_before_are_still_known(ravdess, recipe_file, tmp_path):
     options |= {"protocol": "speaker-independent", "fold": 1, "quiet": True}
     run = train.train(recipe, tmp_path / "out", **options)
     old = json.loads((tmp_path / "out/run.json").read_text())
-    del old["corpora"], old["recipe"]["corpora"], old["recipe"]["training"]["balanced_corpora"]
+    del old["corpora"], old["recipe"]["corpora"], old["recipe"]["training"]["corpus_shares"]
     old["clips"] = [clip["clip"] for clip in old["clips"]]
     (tmp_path / "out/run.json").write_text(json.dumps(old))
     read = train.train(recipe, tmp_path / "out", **options)
@@ -277,7 +279,8 @@ def test_runs_from_before_are_still_known(ravdess, recipe_file, tmp_path):
     [
         ({"corpora": ["nemo"]}, "splits RAVDESS, which is none of nemo"),
         ({"corpora": ["iemocap"]}, "There is no corpus 'iemocap'"),
-        ({"training": {"balanced_corpora": True, "balanced_classes": True}}, "leave out balanced_classes"),
+        ({"training": {**TINY["training"], "balanced_classes": True}}, "leave out balanced_classes"),
+        ({"training": {"corpus_shares": {"ravdess": 1.0}}}, "give a share for each of ravdess, nemo"),
     ],
 )
 def test_refuses_recipes_that_cannot_be(ravdess, nemo, recipe_file, tmp_path, capsys, changes, says):
@@ -307,7 +310,7 @@ def make_ased(folder):
 def test_weights_that_learnt_what_has_no_licence_are_not_passed_on(ravdess, tmp_path, capsys, monkeypatch):
     """Neither trained on it, nor fine-tuned on a table or folder of its clips, nor fine-tuned from such weights."""
     ased = make_ased(tmp_path / "ased")
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TINY, "corpora": ["ravdess", "ased"]}))
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TINY, "corpora": ["ravdess", "ased"], "training": {"num_epochs": 2}}))
     arguments = ["--recipe", tmp_path / "t.yaml", "--data", ravdess, "--data", f"ased={ased}", "--allow-incomplete"]
     arguments = list(map(str, arguments))
     monkeypatch.setattr(corpus, "SHIPPED", tmp_path / "shipped")

@@ -84,8 +84,7 @@ def test_other_settings(tiny_model, tmp_path, clips, options):
 
 def test_pitch(tmp_path, clips):
     torch.manual_seed(0)
-    listening = ["residual_bilstm_attention", "image_bilstm_attention"]
-    config = SerConfig(encoder=listening, feature_size=96, num_lags=32, conv_channels=8)
+    config = SerConfig(feature_size=96, num_lags=32, conv_channels=8)
     SerForAudioClassification(config).save_pretrained(tmp_path)
     SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=96).save_pretrained(tmp_path)
     export(str(tmp_path), tmp_path / "tiny.onnx")
@@ -97,7 +96,7 @@ def test_pitch(tmp_path, clips):
 
 def test_mfcc_cut_and_normalised_by_the_training_set(tmp_path, clips):
     torch.manual_seed(0)
-    config = SerConfig(encoder="conv2d_bilstm", feature_size=40, num_cepstra=[0], conv_channels=8, lstm_hidden_size=8)
+    config = SerConfig(encoder="conv2d_bilstm", feature_size=40, num_cepstra=0, conv_channels=8, lstm_hidden_size=8)
     SerForAudioClassification(config).save_pretrained(tmp_path / "tiny")
     settings = {"normalize": "dataset", "mean": [-3.0] * 40, "std": [20.0] * 40, "relative_level": False}
     SerFeatureExtractor(feature_type="mfcc", feature_size=40, max_frames=100, **settings).save_pretrained(
@@ -110,7 +109,7 @@ def test_mfcc_cut_and_normalised_by_the_training_set(tmp_path, clips):
 
 
 def test_refuses_features_that_a_graph_cannot_hear(tmp_path):
-    config = SerConfig(encoder="conv1d", feature_size=264, num_cepstra=[0], conv_channels=8)
+    config = SerConfig(encoder="conv1d", feature_size=264, num_cepstra=0, conv_channels=8)
     SerForAudioClassification(config).save_pretrained(tmp_path)
     SerFeatureExtractor(feature_type="descriptors", feature_size=264).save_pretrained(tmp_path)
     with pytest.raises(ExportError, match="hears descriptors"):

@@ -279,7 +279,7 @@ def test_trainer_pushes_while_it_trains_and_ends_with_what_loads(hub, tmp_path, 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = make_ravdess(tmp_path / "ravdess", actors=(1,))
     tiny = {
-        "model": {"num_cepstra": [0], "conv_channels": 8, "lstm_hidden_size": 4, "num_attention_heads": 1},
+        "model": {"num_cepstra": 0, "conv_channels": 8, "lstm_hidden_size": 4, "num_attention_heads": 1},
         "training": {"num_epochs": 2},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))

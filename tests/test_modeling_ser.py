@@ -49,26 +49,30 @@ def test_batch_equals_singles_and_padding_changes_nothing(tiny_model, extractor,
 
 
 @torch.inference_mode()
-def test_every_member_hears_the_pitch():
+def test_the_encoder_hears_the_pitch():
     """Beside its cepstra as well as beside its bands."""
     torch.manual_seed(0)
     extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=96)
     features = extractor(make_voice(1.0), sampling_rate=16000, return_tensors="pt")["input_features"]
     other = features.clone()
     other[..., 64:] = features[..., 64:].roll(5, -1)
-    members = [("residual_bilstm_attention", 20), ("residual_bilstm_attention", 0), ("image_bilstm_attention", 0)]
-    for encoder, num_cepstra in members:
+    for num_cepstra in (20, 0):
         sizes = {"feature_size": 96, "num_lags": 32, "conv_channels": 8, "lstm_hidden_size": 8}
-        config = SerConfig(encoder=encoder, num_cepstra=[num_cepstra], **sizes)
+        config = SerConfig(num_cepstra=num_cepstra, **sizes)
         model = SerForAudioClassification(config).eval()
         assert (model(features).logits - model(other).logits).abs().max() > 1e-3
 
 
+def learn_scale(model, statistics):
+    for perceptron in model.ser.perceptrons:
+        perceptron.learn_scale(statistics)
+
+
 @torch.inference_mode()
 def test_outliers_among_statistics_are_cut():
-    config = SerConfig(encoder="distribution_perceptron", num_statistics=[2, 0, 10], num_cepstra=[0])
+    config = SerConfig(num_statistics=[2, 3, 10])
     model, frames = SerForAudioClassification(config).eval(), torch.zeros(1, 5, 64)
-    statistics = torch.randn(1, 2, 10)
+    statistics = torch.randn(1, 5, 10)
     statistics[:, 0, 0] = 3.0
     other = statistics.clone()
     other[:, 0, 0] = 1e6
@@ -79,12 +83,12 @@ def test_outliers_among_statistics_are_cut():
 def test_statistics_are_normalised_by_those_learnt_from(tmp_path):
     """Whatever their units, and after loading as well."""
     torch.manual_seed(0)
-    config = SerConfig(encoder="correlation_perceptron", num_statistics=[1, 2, 3], num_cepstra=[0], input_dropout=0.0)
+    config = SerConfig(num_statistics=[1, 2, 3], input_dropout=0.0)
     model, frames = SerForAudioClassification(config).eval(), torch.zeros(8, 5, 64)
     units, statistics = torch.tensor([1e-3, 1.0, 50.0]), torch.randn(8, 3, 3)
-    model.ser.members[0].learn_scale(statistics)
+    learn_scale(model, statistics)
     expected = model(frames, statistics=statistics).logits
-    model.ser.members[0].learn_scale(statistics * units + 7)
+    learn_scale(model, statistics * units + 7)
     model.save_pretrained(tmp_path)
     again = SerForAudioClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(again(frames, statistics=statistics * units + 7).logits, expected, atol=1e-3, rtol=0)
@@ -94,10 +98,10 @@ def test_statistics_are_normalised_by_those_learnt_from(tmp_path):
 def test_what_is_the_same_of_all_clips_says_nothing_by_its_rounding():
     """As the correlation of a contour with itself."""
     torch.manual_seed(0)
-    config = SerConfig(encoder="correlation_perceptron", num_statistics=[0, 2, 4], num_cepstra=[0])
-    model, statistics = SerForAudioClassification(config).eval(), torch.randn(8, 2, 4)
+    config = SerConfig(num_statistics=[1, 2, 4])
+    model, statistics = SerForAudioClassification(config).eval(), torch.randn(8, 3, 4)
     statistics[:, 0, 0] = 1.0
-    model.ser.members[0].learn_scale(statistics)
+    learn_scale(model, statistics)
     rounded = statistics.clone()
     rounded[:, 0, 0] += 3e-7
     frames = torch.zeros(8, 5, 64)
@@ -105,21 +109,33 @@ def test_what_is_the_same_of_all_clips_says_nothing_by_its_rounding():
     torch.testing.assert_close(*answers, atol=2e-3, rtol=0)
 
 
-def test_members_on_statistics_read_their_own_rows_and_lose_whole_ones():
+def test_layers_on_statistics_read_their_own_rows_and_lose_whole_ones():
     torch.manual_seed(0)
-    kinds = ["distribution_perceptron", "correlation_perceptron"]
-    config = SerConfig(encoder=kinds, num_statistics=[2, 3, 4], num_cepstra=[0, 0], input_dropout=0.5)
+    config = SerConfig(num_statistics=[2, 3, 4], input_dropout=0.5)
     model, statistics = SerForAudioClassification(config).eval(), torch.randn(64, 5, 4)
     other = statistics.clone()
     other[:, 2:] += 1.0  # the correlations
-    for member, changes in zip(model.ser.members, (False, True)):
-        (_, pooled, _), (_, again, _) = member(statistics), member(other)
-        assert torch.equal(pooled, again) != changes
-    seen = []
-    model.ser.members[1].hidden.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].unflatten(1, (3, 4))))
-    model.ser.members[1].train()(statistics)
-    lost = (seen[0] == 0).sum(2)
+    distributions, correlations = model.ser.perceptrons
+    assert torch.equal(distributions(statistics), distributions(other))
+    assert not torch.equal(correlations(statistics), correlations(other))
+    lost = (correlations.input_dropout.train()(statistics[:, 2:]) == 0).sum(2)
     assert set(lost.unique().tolist()) == {0, 4} and 0.3 < (lost == 4).float().mean() < 0.7
+
+
+def test_missing_statistics_are_named():
+    model = SerForAudioClassification(SerConfig(num_statistics=[2, 3, 4])).eval()
+    with pytest.raises(ValueError, match="statistics is missing"):
+        model(torch.zeros(1, 5, 64))
+
+
+def test_labels_that_a_clip_cannot_have_take_no_part_in_its_loss(tiny_model, batch):
+    labels, possible = torch.tensor([0, 3, 3, 0]), torch.tensor([[True, False, False, True] + 4 * [False]] * 4)
+    loss = tiny_model(**batch[1], labels=labels, label_mask=possible).loss
+    with torch.no_grad():
+        for classifier in tiny_model.classifiers:
+            classifier.bias[5] += 3.0
+    torch.testing.assert_close(tiny_model(**batch[1], labels=labels, label_mask=possible).loss, loss)
+    assert tiny_model(**batch[1], labels=labels).loss > loss
 
 
 def make_encoder(encoder):
@@ -128,13 +144,11 @@ def make_encoder(encoder):
     kinds = {
         "conv1d": {"feature_type": "descriptors", "feature_size": 264},
         "conv1d_bilstm_transformer": {"feature_type": "zcr_rms_mfcc", "feature_size": 32},
-        "distribution_perceptron": {"feature_type": "log_mel_pitch", "feature_size": 112, "statistics": True},
-        "correlation_perceptron": {"feature_type": "log_mel_pitch", "feature_size": 112, "statistics": True},
     }
     extractor = SerFeatureExtractor(**kinds.get(encoder, {"feature_type": "mfcc", "feature_size": 40}))
     sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "hidden_size": 8, "intermediate_size": 16}
     widths = {"feature_size": extractor.feature_size, "num_statistics": extractor.num_statistics}
-    config = SerConfig(encoder=encoder, num_cepstra=[0], num_attention_heads=2, **widths, **sizes)
+    config = SerConfig(encoder=encoder, num_cepstra=0, num_attention_heads=2, **widths, **sizes)
     return SerForAudioClassification(config).eval(), extractor
 
 
@@ -168,38 +182,21 @@ def test_every_encoder(encoder, tmp_path):
 
 
 @torch.inference_mode()
-def test_members_of_different_kinds(batch):
-    """Each is what it would be alone, and padding changes nothing where there is pitch beside an image."""
+def test_padding_changes_nothing_beside_statistics(batch):
     torch.manual_seed(0)
-    extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=96)
+    extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=112, n_fft=768, statistics=True)
     inputs = extractor(batch[0], sampling_rate=16000, return_tensors="pt")
-    sizes = {"feature_size": 96, "num_lags": 32, "conv_channels": 8, "lstm_hidden_size": 8}
-    encoders = ["residual_bilstm_attention", "image_bilstm_attention"]
-    model = SerForAudioClassification(SerConfig(encoder=encoders, num_cepstra=[20, 0], **sizes)).eval()
-    logits = model(**inputs).logits
-    for waveform, expected in zip(batch[0], logits):
+    widths = {"feature_size": 112, "num_lags": 48, "num_statistics": extractor.num_statistics}
+    model = SerForAudioClassification(SerConfig(conv_channels=8, lstm_hidden_size=8, **widths)).eval()
+    learn_scale(model, inputs["statistics"])
+    for waveform, expected in zip(batch[0], model(**inputs).logits):
         single = extractor(waveform, sampling_rate=16000, return_tensors="pt")
-        torch.testing.assert_close(model(**single).logits[0], expected, atol=1e-5, rtol=0)
-    alone = []
-    for i, (encoder, num_cepstra) in enumerate(zip(encoders, [20, 0])):
-        member = SerForAudioClassification(SerConfig(encoder=encoder, num_cepstra=[num_cepstra], **sizes)).eval()
-        member.ser.members[0].load_state_dict(model.ser.members[i].state_dict())
-        member.classifiers[0].load_state_dict(model.classifiers[i].state_dict())
-        alone.append(member(**inputs).logits.exp())
-    torch.testing.assert_close(logits.exp(), torch.stack(alone).mean(0))
+        torch.testing.assert_close(model(**single).logits[0], expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "encoder, message",
-    [
-        ("perceiver", "encoder must be one of"),
-        (["bilstm", "perceiver"], "not 'perceiver'"),
-        (["bilstm"], "one name or 2, one a member, not 1"),
-    ],
-)
-def test_wrong_encoder_is_named(encoder, message):
-    with pytest.raises(ValueError, match=message):
-        SerModel(SerConfig(encoder=encoder))
+def test_wrong_encoder_is_named():
+    with pytest.raises(ValueError, match="encoder must be one of .*, not 'perceiver'"):
+        SerModel(SerConfig(encoder="perceiver"))
 
 
 def test_lstm_equals_packed_sequences():
@@ -228,7 +225,7 @@ def test_mask_of_ones_is_the_default(tiny_model, batch):
 @torch.inference_mode()
 def test_attentions_cover_the_clip_and_nothing_else(tiny_model, batch):
     outputs = tiny_model(**batch[1], output_attentions=True)
-    assert len(outputs.attentions) == len(tiny_model.config.num_cepstra)
+    assert len(outputs.attentions) == 1
     step = math.prod(tiny_model.config.conv_strides)
     num_frames = batch[1]["attention_mask"].sum(1)
     for weights in outputs.attentions:
@@ -246,16 +243,14 @@ def test_loss_takes_classes_or_distributions(tiny_model, batch):
     torch.testing.assert_close(tiny_model(**batch[1], labels=one_hot).loss, loss)
 
 
-def test_logits_are_the_members_mean_probability(tiny_model, batch):
-    probabilities = tiny_model(**batch[1]).logits.exp()
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
-
-
-def test_members_count_alike(tiny_model, batch):
-    sizes = [classify.in_features for classify in tiny_model.classifiers]
-    pooled = tiny_model.ser(**batch[1]).pooler_output.split(sizes, -1)
-    alone = [classify(x).softmax(-1) for classify, x in zip(tiny_model.classifiers, pooled)]
-    torch.testing.assert_close(tiny_model(**batch[1]).logits.softmax(-1), sum(alone) / len(alone), atol=1e-6, rtol=0)
+def test_logits_are_the_classifiers_mean_probability():
+    torch.manual_seed(0)
+    config = SerConfig(conv_channels=8, lstm_hidden_size=8, num_statistics=[2, 3, 4])
+    model, frames, statistics = SerForAudioClassification(config).eval(), torch.randn(2, 9, 64), torch.randn(2, 5, 4)
+    pooled = model.ser(frames, statistics=statistics).pooler_output.split(model.ser.pooled_sizes, -1)
+    alone = [classify(x).softmax(-1) for classify, x in zip(model.classifiers, pooled)]
+    answers = model(frames, statistics=statistics).logits.softmax(-1)
+    torch.testing.assert_close(answers, sum(alone) / 3, atol=1e-6, rtol=0)
 
 
 def test_temperature_softens_without_changing_the_answer(tiny_model, batch):
@@ -285,8 +280,8 @@ def test_half_precision_runs(tiny_model, batch, dtype):
 def test_cepstrum_starts_as_the_cosine_transform():
     expected = scipy.fft.dct(np.eye(64), type=2, norm="ortho", axis=0)[:20]
     np.testing.assert_allclose(cosines(20, 64), expected, atol=1e-5)
-    model = SerModel(SerConfig(num_cepstra=[20]))
-    np.testing.assert_allclose(model.members[0].cepstrum.weight.detach(), expected, atol=1e-5)
+    model = SerModel(SerConfig(num_cepstra=20))
+    np.testing.assert_allclose(model.encoder.cepstrum.weight.detach(), expected, atol=1e-5)
 
 
 def test_saves_and_loads_equal(tiny_model, batch, tmp_path):
@@ -301,19 +296,5 @@ def test_returns_tuples_on_request(tiny_model, batch):
     torch.testing.assert_close(logits, tiny_model(**batch[1]).logits)
     states, pooled, weights = tiny_model.ser(**batch[1], output_attentions=True, return_dict=False)
     assert len(attentions) == len(weights)
-    assert pooled.shape[1] == sum(member.pooled_size for member in tiny_model.ser.members)
+    assert pooled.shape[1] == sum(tiny_model.ser.pooled_sizes)
     assert states.shape[0] == 4
-
-
-def test_members_can_divide_a_batch(tiny_model):
-    """Each clip is judged by the one member that heard it."""
-    features, mask, labels = torch.randn(6, 40, 64), torch.ones(6, 40), torch.arange(6)
-    mask[1, 30:] = 0
-    both = tiny_model(features, mask, labels=labels, divide_batch=True)
-    first, second = tiny_model.ser.members
-    for member, classify, part in ((first, 0, slice(0, 3)), (second, 1, slice(3, 6))):
-        _, pooled, _ = member(features[part], mask[part])
-        torch.testing.assert_close(both.logits[part], tiny_model.classifiers[classify](pooled))
-    torch.testing.assert_close(both.loss, torch.nn.functional.cross_entropy(both.logits, labels))
-    both.loss.backward()
-    assert all(weight.grad is not None for weight in tiny_model.parameters())

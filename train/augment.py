@@ -54,29 +54,32 @@ class BatchAugmentation:
         self.class_weights = torch.tensor(class_weights)
 
     def __call__(
-        self, input_features, attention_mask, labels, statistics=None, weights=None
+        self, input_features, attention_mask, labels, statistics=None, label_mask=None
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             input_features: (batch, num_frames, feature_size). attention_mask: (batch, num_frames).
             labels: (batch,) int64.
             statistics: (batch, num_rows, num_columns), of the whole clip; they are mixed, but neither noise nor masks concern them.
-            weights: (batch,) float, what each clip counts in the loss beside the weight of its class; 1 if left out.
+            label_mask: (batch, num_labels) bool, which labels each clip might have had; all if left out.
 
         Returns:
-            All of it again but `weights`, `labels` now (batch, num_labels), a distribution for each clip times its weight.
+            All of it again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
         """
         settings = self.augmentation
-        class_weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
-        targets = torch.nn.functional.one_hot(labels, num_labels).to(input_features.dtype)
-        targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / num_labels
-        targets = targets * class_weights[labels][:, None]
-        if weights is not None:
-            targets = targets * weights[:, None]
+        weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
+        possible = (
+            torch.ones(len(labels), num_labels, device=labels.device) if label_mask is None else label_mask.float()
+        )
+        targets = torch.nn.functional.one_hot(labels, num_labels) * (1 - settings.label_smoothing)
+        targets = targets + settings.label_smoothing * possible / possible.sum(1, keepdim=True)
+        targets = (targets * weights[labels][:, None]).to(input_features.dtype)
         input_features = self._mask(self._noise_or_mask(input_features, attention_mask))
         batch = {"input_features": input_features, "attention_mask": attention_mask, "labels": targets}
         if statistics is not None:
             batch["statistics"] = statistics
+        if label_mask is not None:
+            batch["label_mask"] = label_mask
         return self._mix(batch) if torch.rand(()) < settings.mixup_probability else batch
 
     def _noise_or_mask(self, features: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -99,30 +102,18 @@ class BatchAugmentation:
         bands = features.new_ones(batch, 1, 1, size)
         for _ in range(settings.frequency_masks):
             bands = F.mask_along_axis_iid(bands, settings.frequency_mask_bands, 0.0, 3)
-        if settings.narrow_band_probability:
-            bands = bands * self._narrow_band(features)
         frames = features.new_ones(batch, 1, num_frames, 1)
         longest = int(settings.time_mask_fraction * num_frames)
         for _ in range(settings.time_masks):
             frames = F.mask_along_axis_iid(frames, longest, 0.0, 2)
         return features * (bands * frames)[:, 0]
 
-    def _narrow_band(self, features: torch.Tensor) -> torch.Tensor:
-        """0 where a clip has lost its highest bands and 1 elsewhere, (batch, 1, 1, feature_size)."""
-        settings = self.augmentation
-        batch, _, size = features.shape
-        draw = torch.rand(2, batch, 1, 1, 1, device=features.device)
-        lowest, highest = settings.narrow_band_ends
-        end = lowest + (draw[0] * (highest - lowest + 1)).floor()
-        feature = torch.arange(size, device=features.device)
-        lost = (draw[1] < settings.narrow_band_probability) & (feature >= end) & (feature < size - self.num_lags)
-        return (~lost).to(features.dtype)
-
     def _mix(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         alpha = torch.tensor(self.augmentation.mixup_alpha)
         weight = torch.distributions.Beta(alpha, alpha).sample().item()
         weight = max(weight, 1 - weight)  # the first of a pair leads, so that its length and labels weigh more
         other = torch.randperm(len(batch["labels"]), device=batch["labels"].device)
-        mask = batch["attention_mask"]
-        mixed = {name: torch.lerp(x[other], x, weight) for name, x in batch.items() if x is not mask}
-        return {**mixed, "attention_mask": torch.maximum(mask, mask[other])}
+        either = {name: batch[name] | batch[name][other] for name in ("attention_mask", "label_mask") if name in batch}
+        return {
+            name: either.get(name) if name in either else torch.lerp(x[other], x, weight) for name, x in batch.items()
+        }

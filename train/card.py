@@ -15,14 +15,11 @@ from .report import PROTOCOLS, details, result_path
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
 NETWORKS = {
     "residual_bilstm_attention": "log-mel, pitch → CNN → BiLSTM → attention",
-    "image_bilstm_attention": "log-mel as an image, pitch → CNN → BiLSTM → attention",
     "conv2d_bilstm_attention": "log-mel → CNN → BiLSTM → attention",
     "conv1d_bilstm_transformer": "zero crossings, energy, MFCC → CNN beside BiLSTM and transformer",
     "bilstm": "MFCC → BiLSTM → LSTM",
     "conv2d_bilstm": "MFCC → CNN → BiLSTM",
     "conv1d": "descriptors averaged over time → CNN",
-    "distribution_perceptron": "how mel bands and pitch are distributed over time → hidden layer",
-    "correlation_perceptron": "how mel bands and pitch go together → hidden layer",
 }
 OWN = "recordings of its author's own"
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
@@ -115,7 +112,7 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         num_parameters=f"{run['num_parameters']:,}",
         num_labels=len(labels),
         labels=", ".join(labels),
-        network=_network(recipe["model"].get("encoder", SerConfig.encoder)),
+        network=_network(recipe),
         speakers=" and ".join([_speakers(corpus, recipe["vocal_channels"]) for corpus in learnt] + own),
         licences=" and ".join([f"{corpus.title}, which is {corpus.license}" for corpus in learnt] + own),
         figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
@@ -136,9 +133,10 @@ def _speakers(corpus: Corpus, vocal_channels: list[str]) -> str:
     return corpus.speakers.replace("say", acts) if corpus is CORPORA["ravdess"] else corpus.speakers
 
 
-def _network(encoder: str | list[str]) -> str:
-    """What an encoder does, or several side by side, each kind once."""
-    return " beside ".join(NETWORKS[name] for name in dict.fromkeys([encoder] if isinstance(encoder, str) else encoder))
+def _network(recipe: dict) -> str:
+    """What the network of a recipe does."""
+    beside = ", beside hidden layers on statistics of the clip" if recipe["features"].get("statistics") else ""
+    return NETWORKS[recipe["model"].get("encoder", SerConfig.encoder)] + beside
 
 
 def _committed_results(recipe_name: str) -> dict[str, dict]:

@@ -48,7 +48,7 @@ def recipe_features(
     for corpus, fingerprint in fingerprints.items():
         numbers = [i for i, row in enumerate(rows) if row["corpus"] == corpus]
         dataset = datasets.Dataset.from_dict({"audio": [{"path": rows[i]["path"]} for i in numbers]})
-        found = extract_features(dataset, raw, variants=recipe.variants(), data_fingerprint=fingerprint)
+        found = extract_features(dataset, raw, variants=recipe.augmentation.variants, data_fingerprint=fingerprint)
         for variant, clips in found.items():
             features.setdefault(variant, {}).update(zip(numbers, clips))
     return extractor, {variant: [clips[i] for i in range(len(rows))] for variant, clips in features.items()}
@@ -151,8 +151,12 @@ def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows
 
 class FeatureDataset(torch.utils.data.Dataset):
     """
-    Clips for the Trainer, with their weights in the loss if they have any; of one with several variants each, one is drawn anew each time, or all are heard; so is a stretch
+    Clips for the Trainer; of one with several variants each, one is drawn anew each time, or all are heard; so is a stretch
     of `max_frames` of a longer one.
+
+    Args:
+        chances: How often each clip is drawn; each once an epoch if left out.
+        label_masks: Which labels each clip might have had, (num_clips, num_labels).
     """
 
     def __init__(
@@ -160,14 +164,16 @@ class FeatureDataset(torch.utils.data.Dataset):
         variants: list[list[Clip]],
         labels: list[int],
         *,
-        weights: list[float] | None = None,
+        chances: list[float] | None = None,
+        label_masks: list[list[bool]] | None = None,
         every_variant: bool = False,
         max_frames: int | None = None,
     ):
         self.max_frames = max_frames
         self.variants = [sum(variants, [])] if every_variant else variants
         times = len(variants) if every_variant else 1
-        self.labels, self.weights = labels * times, weights and weights * times
+        self.labels, self.chances = labels * times, chances and chances * times
+        self.label_masks = label_masks and label_masks * times
 
     def __len__(self):
         return len(self.labels)
@@ -179,8 +185,8 @@ class FeatureDataset(torch.utils.data.Dataset):
         if self.max_frames and len(features) > self.max_frames:
             first = torch.randint(len(features) - self.max_frames + 1, ()).item()
             features = features[first : first + self.max_frames]
-        weights = {} if self.weights is None else {"weights": self.weights[index]}
-        return {**clip, **weights, "input_features": features, "labels": self.labels[index]}
+        mask = {} if self.label_masks is None else {"label_mask": self.label_masks[index]}
+        return {**clip, **mask, "input_features": features, "labels": self.labels[index]}
 
 
 def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
@@ -193,8 +199,8 @@ def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
         "attention_mask": (torch.arange(padded.shape[1]) < num_frames[:, None]).long(),
         "labels": torch.tensor([clip["labels"] for clip in clips]),
     }
-    if "weights" in clips[0]:
-        batch["weights"] = torch.tensor([clip["weights"] for clip in clips], dtype=torch.float32)
+    if "label_mask" in clips[0]:
+        batch["label_mask"] = torch.tensor([clip["label_mask"] for clip in clips])
     if "statistics" in clips[0]:
         batch["statistics"] = torch.tensor(np.stack([clip["statistics"] for clip in clips]))
     return batch

@@ -195,7 +195,7 @@ def _recipe(name: str, num_clips: int, *, num_epochs: int, learning_rate: float)
     """The augmentation of the recipe that ships, and a gentler training, of several steps an epoch even on few clips."""
     batch_size = min(max(num_clips // 8, 4), Training.batch_size)
     training = Training(num_epochs=num_epochs, learning_rate=learning_rate, batch_size=batch_size)
-    return dataclasses.replace(load_recipe(DEFAULT), name=name, training=training, apart=(), forget_priors=False)
+    return dataclasses.replace(load_recipe(DEFAULT), name=name, training=training)
 
 
 def _features(clips: list[dict], extractor, recipe: Recipe) -> tuple[dict, str]:

@@ -115,10 +115,8 @@ def _scores(runs: list[dict]) -> dict[str, float]:
 
 def _curves(history: list[dict], recipe: Recipe) -> dict[str, list]:
     """Points (epoch, value) of the loss on training clips and the accuracy on validation clips, at most 50 each."""
-    _, together = recipe.groups()[0]
-    num_members = together.num_members()  # each hears a part of the Trainer's epoch
     points = {
-        name: [(round(entry["epoch"] / num_members, 2), round(entry[key], 4)) for entry in history if key in entry]
+        name: [(round(entry["epoch"], 2), round(entry[key], 4)) for entry in history if key in entry]
         for name, key in (("training loss", "loss"), ("validation accuracy", "eval_accuracy"))
     }
     return {name: values[:: -(-len(values) // 50)] for name, values in points.items() if values}

@@ -21,7 +21,6 @@ from sklearn.model_selection import train_test_split
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
 from ser_model.configuration_ser import EMOTIONS
-from ser_model.encoders_ser import SerPerceptronEncoder
 from ser_model.results import write_whole
 
 from . import corpus as corpora
@@ -33,10 +32,11 @@ from .ravdess import FOLDS, split_actors
 from .trainer import (
     CHECKPOINTS,
     RunError,
-    balancing_weights,
+    label_masks,
     last_whole_checkpoint,
     leave_processes,
     make_trainer,
+    sampling_chances,
     saving,
 )
 
@@ -152,8 +152,8 @@ def train(
     with processes.main_process_first():
         extractor, features = recipe_features(recipe, clips, fingerprints=fingerprints)
     if protocol == "leaky-split":
-        if recipe.apart or recipe.corpora != ("ravdess",):
-            raise ValueError("The leaky split is for recipes on RAVDESS alone whose members all learn together.")
+        if recipe.corpora != ("ravdess",):
+            raise ValueError("The leaky split is for recipes on RAVDESS alone.")
         features, clips, augmentation = make_leak(features, clips, recipe.augmentation)
         recipe = dataclasses.replace(recipe, augmentation=augmentation)
         rows = split_leak([EMOTIONS.index(clip["emotion"]) for clip in clips], seed=seed)
@@ -163,36 +163,26 @@ def train(
             rows["train"] = np.concatenate([rows["train"], rows["validation"]])
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
-    names, labels = list(EMOTIONS), [EMOTIONS.index(clip["emotion"]) for clip in clips]
     learnt = [clips[i] for i in rows["train"]]
-    weights = balancing_weights([clip["corpus"] for clip in learnt], [clip["emotion"] for clip in learnt]).tolist()
-    started, trainers = time.time(), []
-    for number, (_, part) in enumerate(recipe.groups()):
-        transformers.set_seed(seed)  # so that no group depends on what another has drawn
-        balance = weights if part.training.balanced_corpora else None
-        sets = make_sets(part.augmentation, features, labels, rows, weights=balance)
-        network = make_network(part, extractor, names)
-        learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
-        folder = f"apart-{number}" if number else ""
-        trainer = make_trainer(
-            part,
-            network,
-            extractor,
-            sets,
-            checkpoints=output / CHECKPOINTS / folder,
-            seed=seed,
-            quiet=quiet,
-            hub_model_id=None if number else hub_model_id,
-            tensorboard=output / "tensorboard" / folder if tensorboard else None,
-        )
-        set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS / folder))
-        trainers.append(trainer)
-    networks = [trainer.accelerator.unwrap_model(trainer.model) for trainer in trainers]
-    model = networks[0] if len(networks) == 1 else join(recipe, extractor, names, networks)
-    if recipe.forget_priors:
-        balance = weights if recipe.training.balanced_corpora else None
-        forget_priors(model, [labels[i] for i in rows["train"]], balance)
+    sets = make_sets(recipe, features, clips, rows)
+    transformers.set_seed(seed)
+    network = make_network(recipe, extractor, list(EMOTIONS))
+    learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
+    started = time.time()
+    trainer = make_trainer(
+        recipe,
+        network,
+        extractor,
+        sets,
+        checkpoints=output / CHECKPOINTS,
+        seed=seed,
+        quiet=quiet,
+        hub_model_id=hub_model_id,
+        tensorboard=output / "tensorboard" if tensorboard else None,
+    )
+    set_seed(seed, device_specific=True)  # several processes start with the same weights, but drop out differently
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(output / CHECKPOINTS))
+    model = trainer.accelerator.unwrap_model(trainer.model)
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
@@ -200,7 +190,7 @@ def train(
         "num_parameters": model.num_parameters(),
         "corpora": corpora.learnt_from(learnt),
         "versions": versions(),
-        "history": trainers[0].state.log_history,
+        "history": trainer.state.log_history,
     }
     if len(rows[held_out]):
         run["clips"] = [corpora.told(clips[i]) for i in rows[held_out]]
@@ -220,61 +210,32 @@ def make_network(
     return SerForAudioClassification(SerConfig(**widths, id2label=dict(enumerate(labels)), **recipe.model))
 
 
-def join(
-    recipe: recipes.Recipe, extractor: SerFeatureExtractor, labels: list[str], networks: list[SerForAudioClassification]
-) -> SerForAudioClassification:
-    """The whole network of a recipe from those of its groups."""
-    whole = make_network(recipe, extractor, labels)
-    for (members, _), network in zip(recipe.groups(), networks, strict=True):
-        for i, member in enumerate(members):
-            whole.ser.members[member] = network.ser.members[i]
-            whole.classifiers[member] = network.classifiers[i]
-    return whole.to(networks[0].device)
-
-
 def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:
-    """Members that read statistics normalise them by those of the training clips as they are."""
-    readers = [member for member in network.ser.members if isinstance(member, SerPerceptronEncoder)]
-    if readers:
+    """Layers that read statistics normalise them by those of the training clips as they are."""
+    if len(network.ser.perceptrons):
         statistics = torch.from_numpy(np.stack([clip["statistics"] for clip in clips]))
-        for member in readers:
-            member.learn_scale(statistics)
+        for perceptron in network.ser.perceptrons:
+            perceptron.learn_scale(statistics)
 
 
-@torch.no_grad()
-def forget_priors(network: SerForAudioClassification, labels: list[int], weights: list[float] | None = None) -> None:
+def make_sets(recipe: recipes.Recipe, features: dict, clips: list[dict], rows: dict) -> dict:
     """
-    Takes the logarithm of how common each label is among `labels`, those of the training clips that count as `weights` say,
-    from what the classifiers
-    add to it (post-hoc logit adjustment, Menon et al. 2021, arXiv:2007.07314): how many clips a corpus has of an emotion says
-    nothing of a user's voice.
-    """
-    weights = None if weights is None else torch.tensor(weights)
-    counts = torch.bincount(torch.tensor(labels), weights, minlength=network.config.num_labels).clamp(min=1).float()
-    for classifier in network.classifiers:
-        classifier.bias -= (counts / counts.mean()).log().to(classifier.bias)
+    Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part.
 
-
-def make_sets(
-    augmentation: recipes.Augmentation,
-    features: dict,
-    labels: list[int],
-    rows: dict,
-    *,
-    weights: list[float] | None = None,
-) -> dict:
-    """
-    Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part; `weights`
-    are what those to learn from count in the loss.
+    Args:
+        features: Of all clips, by variant. clips: Their rows (see `corpus`).
     """
 
-    def clips(part: str, variants: tuple[recipes.Variant, ...], **options) -> FeatureDataset:
+    def make_set(part: str, variants: tuple[recipes.Variant, ...], **options) -> FeatureDataset:
         chosen = [[features[variant][i] for i in rows[part]] for variant in variants]
-        return FeatureDataset(chosen, [labels[i] for i in rows[part]], **options)
+        return FeatureDataset(chosen, [EMOTIONS.index(clips[i]["emotion"]) for i in rows[part]], **options)
 
-    judged = {part: clips(part, (recipes.Variant(),)) for part in rows if part != "train"}
-    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames, "weights": weights}
-    return {"train": clips("train", augmentation.variants, **options), **judged}
+    augmentation, learnt = recipe.augmentation, [clips[i] for i in rows["train"]]
+    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames}
+    if shares := recipe.training.corpus_shares:
+        options |= {"chances": sampling_chances(learnt, shares), "label_masks": label_masks(learnt, EMOTIONS)}
+    judged = {part: make_set(part, (recipes.Variant(),)) for part in rows if part != "train"}
+    return {"train": make_set("train", augmentation.variants, **options), **judged}
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
+from torch.utils.data import WeightedRandomSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from ser_model import SerFeatureExtractor
@@ -40,9 +41,15 @@ class SerTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        outputs = model(**self.augmentation(**inputs), divide_batch=True)
+        outputs = model(**self.augmentation(**inputs))
         loss = outputs.loss + penalty(model, self.settings)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        chances = self.train_dataset.chances
+        if chances is None:
+            return super()._get_train_sampler(train_dataset)
+        return WeightedRandomSampler(chances, len(chances))
 
     def get_eval_dataloader(self, *args, **kwargs):
         self.args.dataloader_drop_last = False  # which is about training: every clip held out counts
@@ -76,15 +83,29 @@ def class_weights(settings: recipes.Training, labels: list[int], names: list[str
     return [float(weight * settings.class_factors.get(name, 1.0)) for weight, name in zip(weights, names)]
 
 
-def balancing_weights(corpora: list[str], labels: list[int]) -> np.ndarray:
+def sampling_chances(clips: list[dict], shares: dict[str, float]) -> list[float]:
     """
-    What each clip counts in the loss, (num_clips,), 1 on average, so that each corpus counts alike on the whole, and in it
-    each label that it has.
+    How often each clip is drawn, (num_clips,), 1 on average: each corpus as often as its share says, and in it each emotion that
+    it has as often as the others.
     """
-    num_clips = Counter(zip(corpora, labels))
-    num_labels = Counter(corpus for corpus, _ in num_clips)
-    shares = [1 / (num_labels[corpus] * num_clips[corpus, label]) for corpus, label in zip(corpora, labels)]
-    return np.array(shares) * len(labels) / len(num_labels)
+    cells = [(clip["corpus"], clip["emotion"]) for clip in clips]
+    num_clips = Counter(cells)
+    num_emotions = Counter(corpus for corpus, _ in num_clips)
+    if set(shares) != set(num_emotions):
+        raise ValueError(
+            f"corpus_shares names {', '.join(shares)}: give a share for each of {', '.join(num_emotions)}, and no other."
+        )
+    chances = np.array([shares[cell[0]] / num_emotions[cell[0]] / num_clips[cell] for cell in cells])
+    return (chances / chances.mean()).tolist()
+
+
+def label_masks(clips: list[dict], labels: tuple[str, ...]) -> list[list[bool]]:
+    """Which labels each clip might have had: those that its corpus has."""
+    known = {}
+    for clip in clips:
+        known.setdefault(clip["corpus"], set()).add(clip["emotion"])
+    masks = {corpus: [label in emotions for label in labels] for corpus, emotions in known.items()}
+    return [masks[clip["corpus"]] for clip in clips]
 
 
 # Arguments of the Trainer for each `Training.schedule`.
@@ -135,11 +156,11 @@ def make_trainer(
         `ValueError`: a schedule, or a label in `class_factors`, that there is not.
     """
     settings = recipe.training
-    if settings.balanced_corpora and (settings.balanced_classes or settings.class_factors):
-        raise ValueError("balanced_corpora balances the classes as well: leave out balanced_classes and class_factors.")
+    if settings.corpus_shares and (settings.balanced_classes or settings.class_factors):
+        raise ValueError("corpus_shares balances the classes as well: leave out balanced_classes and class_factors.")
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
-    learning = _learning(settings, num_members=len(model.config.num_cepstra), num_clips=len(sets["train"]))
+    learning = _learning(settings, num_clips=len(sets["train"]))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         **learning,
@@ -188,17 +209,14 @@ def leave_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def _learning(settings: recipes.Training, *, num_members: int, num_clips: int) -> dict:
-    """
-    Batches, epochs and rates. Each member hears a part of each batch: for as many clips a member, batches are larger and
-    epochs more.
-    """
-    batch_size = min(settings.batch_size, max(2, num_clips // num_members)) * num_members
+def _learning(settings: recipes.Training, *, num_clips: int) -> dict:
+    """Batches, epochs and rates."""
+    batch_size = min(settings.batch_size, max(2, num_clips))
     return {
-        "num_train_epochs": settings.num_epochs * num_members,
+        "num_train_epochs": settings.num_epochs,
         "per_device_train_batch_size": batch_size,
         "per_device_eval_batch_size": 64,
-        "dataloader_drop_last": num_clips > batch_size,  # a member's clip alone would break batch normalisation
+        "dataloader_drop_last": num_clips > batch_size,  # a clip alone would break batch normalisation
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "warmup_steps": settings.warmup,

@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     training.use_one_thread()
     set_seed(0)
-    _, recipe = load_recipe("ser-base").groups()[0]
+    recipe = load_recipe("ser-base")
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, num_epochs=1))
     extractor, sets = read_clips(options.data, recipe)
     clips = sets["train"]
