@@ -74,8 +74,8 @@ def speech_frames(
     speech = loud & _dilate((voicing > VOICED) & loud, frames(NEAR_S), frames(NEAR_S))
     speech = _close(speech, frames(GAP_S))
     speech = _dilate(speech, edge, edge) & mask
-    speech = torch.where(speech.any(1, keepdim=True), speech, loud)
-    return torch.where(speech.any(1, keepdim=True), speech, mask)
+    speech = speech | (loud & ~speech.any(1, keepdim=True))
+    return speech | (mask & ~speech.any(1, keepdim=True))
 
 
 def _smooth(values, around: int):
