@@ -322,10 +322,14 @@ class SerPerceptron(nn.Module):
         self.mean.copy_(statistics.mean(0))
         self.deviation.copy_(statistics.std(0).clamp(min=self.MIN_DEVIATION))
 
+    def standardise(self, statistics):
+        """(batch, num_rows, num_columns), of all rows -> its own, in standard deviations of those learnt from, outliers cut."""
+        return ((statistics[:, self.rows] - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
+
     def forward(self, statistics):
         """(batch, num_rows, num_columns), of all rows -> (batch, pooled_size)"""
-        rows = ((statistics[:, self.rows] - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)
-        return self.hidden_dropout(torch.relu(self.norm(self.hidden(self.input_dropout(rows).flatten(1)))))
+        rows = self.input_dropout(self.standardise(statistics))
+        return self.hidden_dropout(torch.relu(self.norm(self.hidden(rows.flatten(1)))))
 
 
 ENCODERS = {

@@ -9,6 +9,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from .configuration_ser import SerConfig
 from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptron
 
+# With it confidence is about as right on another corpus as on RAVDESS; chosen on half of ASED's speakers.
+DISTANCE_EXPONENT = 1.5
 IMPOSSIBLE = -30.0  # a logit that means never, and is finite, as 0 x infinity is not 0
 
 
@@ -99,7 +101,7 @@ class SerModel(SerPreTrainedModel):
 
 
 class SerForAudioClassification(SerPreTrainedModel):
-    """A linear classifier on the encoder's vector and on each hidden layer's, and the mean of their probabilities."""
+    """A linear classifier on the encoder's vector and on each hidden layer's, and the mean of their logits."""
 
     def __init__(self, config: SerConfig):
         super().__init__(config)
@@ -126,8 +128,8 @@ class SerForAudioClassification(SerPreTrainedModel):
             label_mask: (batch, num_labels) bool, which labels a clip might have had: the others take no part in its loss.
 
         Returns:
-            `SequenceClassifierOutput` with `logits` (batch, num_labels), the logarithms of the classifiers' mean
-            probabilities over the temperature; `attentions` as in `SerModel`; and with `labels` the `loss`, the classifiers'
+            `SequenceClassifierOutput` with `logits` (batch, num_labels), the mean of the classifiers' over the temperature, which
+            is higher for a clip unlike those learnt from; `attentions` as in `SerModel`; and with `labels` the `loss`, the classifiers'
             mean cross-entropy: each learns by itself, since those that lean on each other average less well.
         """
         outputs = self.ser(
@@ -135,8 +137,7 @@ class SerForAudioClassification(SerPreTrainedModel):
         )
         pooled = self.dropout(outputs.pooler_output).split(self.ser.pooled_sizes, -1)
         all_logits = torch.stack([classify(x) for classify, x in zip(self.classifiers, pooled)], 1)
-        mean = all_logits.softmax(-1).mean(1)  # (batch, num_labels)
-        logits = mean.clamp(min=torch.finfo(mean.dtype).tiny).log() / self.config.temperature
+        logits = all_logits.mean(1) / self._temperature(statistics)  # (batch, num_labels)
         loss = None
         if labels is not None:
             if label_mask is not None:
@@ -145,3 +146,14 @@ class SerForAudioClassification(SerPreTrainedModel):
             loss = torch.stack(losses).mean()
         result = SequenceClassifierOutput(loss=loss, logits=logits, attentions=outputs.attentions)
         return result if (self.config.return_dict if return_dict is None else return_dict) else result.to_tuple()
+
+    def _temperature(self, statistics):
+        """
+        That of the configuration, times the clip's mean square distance from those learnt from to the power of
+        `DISTANCE_EXPONENT`, (batch, 1); no less, and no more for a network without statistics. A voice, room or language that
+        it has not heard the like of gets a less certain answer.
+        """
+        if statistics is None or not len(self.ser.perceptrons):
+            return self.config.temperature
+        distance = self.ser.perceptrons[0].standardise(statistics).square().mean((1, 2))
+        return self.config.temperature * distance.clamp(min=1.0)[:, None] ** DISTANCE_EXPONENT

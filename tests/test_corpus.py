@@ -310,7 +310,9 @@ def make_ased(folder):
 def test_weights_that_learnt_what_has_no_licence_are_not_passed_on(ravdess, tmp_path, capsys, monkeypatch):
     """Neither trained on it, nor fine-tuned on a table or folder of its clips, nor fine-tuned from such weights."""
     ased = make_ased(tmp_path / "ased")
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TINY, "corpora": ["ravdess", "ased"], "training": {"num_epochs": 2}}))
+    (tmp_path / "t.yaml").write_text(
+        yaml.safe_dump({**TINY, "corpora": ["ravdess", "ased"], "training": {"num_epochs": 2}})
+    )
     arguments = ["--recipe", tmp_path / "t.yaml", "--data", ravdess, "--data", f"ased={ased}", "--allow-incomplete"]
     arguments = list(map(str, arguments))
     monkeypatch.setattr(corpus, "SHIPPED", tmp_path / "shipped")

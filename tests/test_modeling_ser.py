@@ -243,14 +243,29 @@ def test_loss_takes_classes_or_distributions(tiny_model, batch):
     torch.testing.assert_close(tiny_model(**batch[1], labels=one_hot).loss, loss)
 
 
-def test_logits_are_the_classifiers_mean_probability():
+def make_joint_model():
     torch.manual_seed(0)
-    config = SerConfig(conv_channels=8, lstm_hidden_size=8, num_statistics=[2, 3, 4])
-    model, frames, statistics = SerForAudioClassification(config).eval(), torch.randn(2, 9, 64), torch.randn(2, 5, 4)
+    config = SerConfig(conv_channels=8, lstm_hidden_size=8, num_statistics=[2, 3, 4], temperature=0.5)
+    return SerForAudioClassification(config).eval()
+
+
+def test_logits_are_the_classifiers_mean():
+    model, frames, statistics = make_joint_model(), torch.randn(2, 9, 64), 0.1 * torch.randn(2, 5, 4)
     pooled = model.ser(frames, statistics=statistics).pooler_output.split(model.ser.pooled_sizes, -1)
-    alone = [classify(x).softmax(-1) for classify, x in zip(model.classifiers, pooled)]
-    answers = model(frames, statistics=statistics).logits.softmax(-1)
-    torch.testing.assert_close(answers, sum(alone) / 3, atol=1e-6, rtol=0)
+    alone = [classify(x) for classify, x in zip(model.classifiers, pooled)]
+    torch.testing.assert_close(model(frames, statistics=statistics).logits, sum(alone) / 3 / 0.5)
+
+
+@torch.inference_mode()
+def test_is_less_sure_of_a_clip_unlike_those_learnt_from():
+    model, frames, statistics = make_joint_model(), torch.randn(1, 9, 64), torch.zeros(1, 5, 4)
+    logits = []
+    for distance in (0.5, 1.0, 2.0):
+        statistics[:, :2] = distance
+        model.ser.perceptrons[0].hidden.weight.zero_()  # so that nothing but the temperature follows from it
+        logits.append(model(frames, statistics=statistics).logits)
+    torch.testing.assert_close(logits[1], logits[0])
+    torch.testing.assert_close(logits[2], logits[0] / 4**1.5)
 
 
 def test_temperature_softens_without_changing_the_answer(tiny_model, batch):
