@@ -266,9 +266,9 @@ def _check_not_too_long(num_samples: int, rate: int, name: str) -> None:
 def _downmix(block: np.ndarray, name: str) -> np.ndarray:
     """(num_samples, channels) -> (num_samples,), refusing what is not a number."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        # As a product forty times as fast as `block.mean(1)`, which sums two numbers at a time.
+        # Few channels are quicker one by one, many row by row. A product of matrices would wait for several threads.
         channels = block.shape[1]
-        mono = block @ np.full(channels, 1 / channels, np.float32) if channels > 1 else block[:, 0]
+        mono = (sum(block.T) if channels < 8 else block.sum(1)) / np.float32(channels)
     if not (np.abs(mono) < MAX_SAMPLE).all():
         raise AudioError(f"{name} contains NaN or infinite samples, or some too large for a sound: export it again.")
     return np.ascontiguousarray(mono)

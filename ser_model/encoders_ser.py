@@ -233,6 +233,7 @@ class SerConvTransformerEncoder(nn.Module):
             dropout=config.hidden_dropout,
             batch_first=True,
         )
+        layer.activation_relu_or_gelu = 0  # or torch takes a short cut past what is put in the place of its parts
         self.transformer = nn.TransformerEncoder(layer, config.num_transformer_layers, enable_nested_tensor=False)
         self.dense = nn.Linear(channels[-1] + state_size, config.hidden_size)
         self.dense_dropout = nn.Dropout(config.hidden_dropout)

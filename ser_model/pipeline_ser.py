@@ -1,6 +1,7 @@
 """Any recording of any length -> windows -> emotions over time, behind the interface of transformers' pipelines."""
 
 import http.client
+import itertools
 import os
 import tempfile
 import urllib.request
@@ -12,6 +13,7 @@ from transformers import AutoModelForAudioClassification
 from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 
 from .audio import AudioError, describe, read_blocks, resample
+from .threads_ser import one_thread
 from .voice import NoVoiceError, has_voice
 
 # Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than MIN_REST_S joins the last window. Of an
@@ -28,7 +30,8 @@ class SerPipeline(ChunkPipeline):
     """
     Emotions in recordings: paths, bytes, arrays or dicts; any format, rate, number of channels and length.
 
-    Where the stock `AudioClassificationPipeline` hears one clip whole, this one reads in blocks and scores windows.
+    Where the stock `AudioClassificationPipeline` hears one clip whole, this one reads in blocks and scores windows. It computes
+    on one thread, whatever number PyTorch is set to, with what `model` and `feature_extractor` are at the time of the call.
 
     Example:
 
@@ -102,7 +105,10 @@ class SerPipeline(ChunkPipeline):
         if isinstance(inputs, list) and batch_size == 1 and not num_workers:
             # The DataLoader around windows that come one by one would take a tenth of a clip's time.
             return (self.run_single(recording, *params) for recording in inputs)
-        return super().get_iterator(inputs, num_workers, batch_size, *params)
+        iterator = super().get_iterator(inputs, num_workers, batch_size, *params)
+        windows = iterator.loader.loader
+        windows.collate_fn = one_thread()(windows.collate_fn)
+        return iterator
 
     def preprocess(self, inputs, voice_only=None, allow_urls=False, on_window=None) -> Iterator[dict]:
         rate = self.feature_extractor.sampling_rate
@@ -112,18 +118,21 @@ class SerPipeline(ChunkPipeline):
         for window, is_last in _mark_last(cut_windows(blocks, *window_sizes(self.feature_extractor))):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
             sound = not is_silent(window)
-            counts = sound and (not voice_only or has_voice(window, rate))
+            with one_thread():
+                counts = sound and (not voice_only or has_voice(window, rate))
+                # Of what does not count one sample is enough.
+                heard = window if counts else window[:1]
+                features = self.feature_extractor(heard, sampling_rate=rate, return_tensors="pt")
             has_sound, has_answer = has_sound or sound, has_answer or counts
             if is_last and not has_answer:
                 what = "has no voice in it" if has_sound else "is silent"
                 raise NoVoiceError(f"{self._name(inputs)} {what}: there is no emotion to hear.")
             if on_window is not None:
                 on_window(times["end_s"])
-            # Of what does not count one sample is enough.
-            features = self.feature_extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
-            yield {**features.to(self.dtype), **times, "counts": counts, "is_last": is_last}
+            yield {**features, **times, "counts": counts, "is_last": is_last}
             start += len(window)
 
+    @one_thread()
     def _forward(self, model_inputs, output_attentions=False):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "counts", "is_last")}
         if not np.any(about["counts"]):  # hours of silence would else take as long as hours of speech
@@ -133,9 +142,14 @@ class SerPipeline(ChunkPipeline):
             self.model.eval()
         if len(model_inputs["input_features"]) == 1:
             model_inputs.pop("attention_mask")  # one window has no padding
-        outputs = self.model(**model_inputs, output_attentions=output_attentions)
+        # Where the weights are now, and in their precision; all of them may be integers of torch's own.
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(0))
+        inputs = {name: x.to(like if x.is_floating_point() else like.device) for name, x in model_inputs.items()}
+        outputs = self.model(**inputs, output_attentions=output_attentions)
         return {**about, "probabilities": outputs.logits.float().softmax(-1), "attentions": outputs.attentions}
 
+    @one_thread()
     def postprocess(self, model_outputs, top_k=None, timeline=False):
         spans = np.array([output["end_s"] - output["start_s"] for output in model_outputs])
         counts = np.array([output["counts"] for output in model_outputs])

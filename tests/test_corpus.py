@@ -256,7 +256,7 @@ def test_learns_from_two_corpora_and_says_so(ravdess, nemo, recipe_file, tmp_pat
     assert clip["corpus"] == "ravdess" and clip["label"] in EMOTIONS and clip["speaker"] == f"{clip['actor']:02d}"
     assert clip["gender"] and clip["clip"].startswith("03-01-")
     card = " ".join((output / "README.md").read_text().split())
-    assert "nine Polish actors" in card and "nEMO, which is CC BY-NC-SA 4.0" in card and "2404.06292" in card
+    assert "nine Polish actors" in card and "nEMO (CC BY-NC-SA 4.0)" in card and "2404.06292" in card
     assert train.main(command(recipe_file, ravdess, nemo, output, *fold)) == 0  # finished: only read
 
 
@@ -279,6 +279,7 @@ def test_runs_from_before_are_still_known(ravdess, recipe_file, tmp_path):
     [
         ({"corpora": ["nemo"]}, "splits RAVDESS, which is none of nemo"),
         ({"corpora": ["iemocap"]}, "There is no corpus 'iemocap'"),
+        ({"corpora": "nemo"}, "give a list, [nemo]"),
         ({"training": {**TINY["training"], "balanced_classes": True}}, "leave out balanced_classes"),
         ({"training": {"corpus_shares": {"ravdess": 1.0}}}, "give a share for each of ravdess, nemo"),
     ],
