@@ -10,7 +10,7 @@ from .configuration_ser import SerConfig
 from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptron
 
 # With it confidence is about as right on another corpus as on RAVDESS; chosen on half of ASED's speakers.
-DISTANCE_EXPONENT = 1.5
+DISTANCE_EXPONENT = 2
 IMPOSSIBLE = -30.0  # a logit that means never, and is finite, as 0 x infinity is not 0
 
 
