@@ -134,7 +134,7 @@ def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):
     # An extractor that has learnt something new, of which the graph knows nothing.
     classifier.model.__class__ = SerForAudioClassification
     prepare = SerFeatureExtractor._prepare
-    monkeypatch.setattr(SerFeatureExtractor, "_prepare", lambda self, waveform: prepare(self, waveform).diff())
+    monkeypatch.setattr(SerFeatureExtractor, "_prepare", lambda self, waveform: prepare(self, waveform).sign())
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "probabilities differ from the network's" in error and "does what the graph does not know" in error

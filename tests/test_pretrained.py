@@ -101,7 +101,7 @@ def test_whatever_takes_the_place_of_a_layer_counts(name):
     for owner in list(pipeline.model.modules()):
         for place, layer in list(owner.named_children()):
             if next(layer.children(), None) or isinstance(
-                layer, (torch.nn.Dropout, torch.nn.Dropout1d, READ_BY_OTHERS)
+                layer, (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.ModuleList, READ_BY_OTHERS)
             ):
                 continue
             setattr(owner, place, Changed(layer))
