@@ -164,7 +164,11 @@ def train(
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
     learnt = [clips[i] for i in rows["train"]]
-    sets = make_sets(recipe, features, clips, rows)
+    drawing = {}
+    if shares := recipe.training.corpus_shares:
+        drawing = {"chances": sampling_chances(learnt, shares), "label_masks": label_masks(learnt, EMOTIONS)}
+    labels = [EMOTIONS.index(clip["emotion"]) for clip in clips]
+    sets = make_sets(recipe.augmentation, features, labels, rows, **drawing)
     transformers.set_seed(seed)
     network = make_network(recipe, extractor, list(EMOTIONS))
     learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
@@ -218,23 +222,18 @@ def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:
             perceptron.learn_scale(statistics)
 
 
-def make_sets(recipe: recipes.Recipe, features: dict, clips: list[dict], rows: dict) -> dict:
+def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict, **drawing) -> dict:
     """
-    Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part.
-
-    Args:
-        features: Of all clips, by variant. clips: Their rows (see `corpus`).
+    Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part; `drawing` says
+    how those to learn from are drawn and judged (see `FeatureDataset`).
     """
 
     def make_set(part: str, variants: tuple[recipes.Variant, ...], **options) -> FeatureDataset:
         chosen = [[features[variant][i] for i in rows[part]] for variant in variants]
-        return FeatureDataset(chosen, [EMOTIONS.index(clips[i]["emotion"]) for i in rows[part]], **options)
+        return FeatureDataset(chosen, [labels[i] for i in rows[part]], **options)
 
-    augmentation, learnt = recipe.augmentation, [clips[i] for i in rows["train"]]
-    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames}
-    if shares := recipe.training.corpus_shares:
-        options |= {"chances": sampling_chances(learnt, shares), "label_masks": label_masks(learnt, EMOTIONS)}
     judged = {part: make_set(part, (recipes.Variant(),)) for part in rows if part != "train"}
+    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames, **drawing}
     return {"train": make_set("train", augmentation.variants, **options), **judged}
 
 
