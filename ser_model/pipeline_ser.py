@@ -16,10 +16,9 @@ from .audio import AudioError, describe, read_blocks, resample
 from .threads_ser import one_thread
 from .voice import NoVoiceError, has_voice
 
-# Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than half of it joins the last window,
-# so windows last from half to one and a half times WINDOW_S (a recording shorter than that is one window). Of an extractor
-# that hears less at once, windows last no longer than that, and what does not fit is a window of its own.
-WINDOW_S = 4.0
+# Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than MIN_REST_S joins the last window. Of an
+# extractor with a longest clip, windows last no longer than that, and a rest that does not fit is a window of its own.
+WINDOW_S, MIN_REST_S = 4.0, 2.0
 # Below -80 dB of full scale there is nothing to hear in a 16-bit recording but its last bits.
 SILENCE_PEAK = 1e-4
 EDGE_SIZE = 200  # samples at either end of a recording in which resampling may ring
@@ -116,7 +115,7 @@ class SerPipeline(ChunkPipeline):
         voice_only = self.voice_only if voice_only is None else voice_only
         start, has_sound, has_answer = 0, False, False
         blocks = self._blocks(inputs, allow_urls)
-        for window, is_last in _mark_last(cut_windows(blocks, *self._window_sizes())):
+        for window, is_last in _mark_last(cut_windows(blocks, *window_sizes(self.feature_extractor))):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
             sound = not is_silent(window)
             with one_thread():
@@ -165,11 +164,6 @@ class SerPipeline(ChunkPipeline):
             for output, p, c in zip(model_outputs, probabilities, counts)
         ]
         return {**answer, "duration_s": windows[-1]["end_s"], "windows": windows}
-
-    def _window_sizes(self) -> tuple[int, int]:
-        """Samples in a window, and the most that the last one may have."""
-        rate, limit_s = self.feature_extractor.sampling_rate, self.feature_extractor.max_duration_s
-        return round(min(WINDOW_S, limit_s) * rate), round(min(1.5 * WINDOW_S, limit_s) * rate)
 
     def _answer(self, probabilities: np.ndarray) -> dict:
         scores = {self.model.config.id2label[i]: float(p) for i, p in enumerate(probabilities)}
@@ -236,17 +230,24 @@ def is_silent(waveform: np.ndarray) -> bool:
     return float(np.ptp(inner)) < 2 * SILENCE_PEAK
 
 
-def cut_windows(blocks: Iterator[np.ndarray], window_size: int, longest: int) -> Iterator[np.ndarray]:
+def window_sizes(extractor) -> tuple[int, int]:
+    """Samples in a window, and the fewest that are a window of their own when they are left over: fewer join the last one."""
+    rate, limit_s = extractor.sampling_rate, extractor.max_duration_s
+    size, longest = (round(min(duration_s, limit_s) * rate) for duration_s in (WINDOW_S, WINDOW_S + MIN_REST_S))
+    return size, min(longest - size + 1, round(MIN_REST_S * rate))
+
+
+def cut_windows(blocks: Iterator[np.ndarray], size: int, min_rest: int) -> Iterator[np.ndarray]:
     """
-    Consecutive windows of `window_size` samples out of pieces of any size; the last has what is left, which is up to
-    `longest` samples.
+    Consecutive windows of `size` samples out of pieces of any size; fewer than `min_rest` samples that are left over join
+    the last one. `web/windows.mjs` does the same, and `tests/windows.json` has the cases that both are tested on.
     """
     buffered = np.zeros(0, np.float32)
     for block in blocks:
         buffered = np.concatenate([buffered, block])
-        while len(buffered) > longest:
-            yield buffered[:window_size]
-            buffered = buffered[window_size:]
+        while len(buffered) >= size + min_rest:
+            yield buffered[:size]
+            buffered = buffered[size:]
     yield buffered
 
 

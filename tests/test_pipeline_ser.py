@@ -2,8 +2,11 @@ import copy
 import functools
 import http.server
 import io
+import json
 import pickle
 import re
+import shutil
+import subprocess
 import threading
 
 import datasets
@@ -17,11 +20,14 @@ from transformers import AudioClassificationPipeline
 from ser_model import SerFeatureExtractor, SerPipeline
 from ser_model.audio import AudioError
 from ser_model.configuration_ser import EMOTIONS
-from ser_model.pipeline_ser import WINDOW_S, cut_windows
+from ser_model.pipeline_ser import MIN_REST_S, WINDOW_S, cut_windows, window_sizes
 from ser_model.pretrained import load_pipeline
 from ser_model.voice import NoVoiceError
-from tests.conftest import NO_VOICES, make_no_voice, make_voice
+from tests.conftest import NO_VOICES, ROOT, make_no_voice, make_voice
 from tests.test_audio import BROKEN, broken_files
+from train.export import window_settings
+
+WINDOWS = json.loads((ROOT / "tests" / "windows.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def test_windows_cover_the_recording_once(classifier, duration_s):
     for earlier, later in zip(windows, windows[1:]):
         assert later["start_s"] == earlier["end_s"]
     if duration_s >= WINDOW_S:
-        assert all(WINDOW_S / 2 <= w["end_s"] - w["start_s"] <= 1.5 * WINDOW_S for w in windows)
+        assert all(MIN_REST_S <= w["end_s"] - w["start_s"] < WINDOW_S + MIN_REST_S for w in windows)
     assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
     assert answer["label"] == max(answer["scores"], key=answer["scores"].get)
 
@@ -231,13 +237,30 @@ def test_unknown_options_are_refused(classifier, voice):
         classifier(voice, timelines=True)
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 100])
-def test_windows_do_not_depend_on_the_blocks(block_size):
-    samples = np.arange(75, dtype=np.float32)
-    blocks = iter(np.split(samples, range(block_size, 75, block_size)))
-    windows = list(cut_windows(blocks, 20, 30))
-    assert [len(w) for w in windows] == [20, 20, 20, 15]
-    np.testing.assert_array_equal(np.concatenate(windows), samples)
+@pytest.mark.parametrize("group", WINDOWS, ids=lambda group: group["about"])
+@pytest.mark.parametrize("block_size", [777, 16000, 1_000_000])
+def test_windows_do_not_depend_on_the_blocks(group, block_size):
+    sizes = window_sizes(SerFeatureExtractor(**group["extractor"]))
+    for case in group["cases"]:
+        samples = np.arange(case["num_samples"], dtype=np.float32)
+        blocks = iter(np.split(samples, range(block_size, len(samples), block_size)))
+        windows = list(cut_windows(blocks, *sizes))
+        assert [len(window) for window in windows] == case["windows"]
+        np.testing.assert_array_equal(np.concatenate(windows), samples)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js is installed")
+@pytest.mark.parametrize("group", WINDOWS, ids=lambda group: group["about"])
+def test_the_page_cuts_alike(group):
+    settings = {name: json.loads(v) for name, v in window_settings(SerFeatureExtractor(**group["extractor"])).items()}
+    script = f"""
+import {{ cutWindows }} from {json.dumps((ROOT / "web" / "windows.mjs").as_uri())};
+const cut = ({{ num_samples }}) =>
+  Array.from(cutWindows(new Float32Array(num_samples), {json.dumps(settings)}), (window) => window.length);
+console.log(JSON.stringify({json.dumps(group["cases"])}.map(cut)));
+"""
+    found = subprocess.check_output(["node", "--input-type=module", "--eval", script], timeout=100)
+    assert json.loads(found) == [case["windows"] for case in group["cases"]]
 
 
 def test_windows_are_no_longer_than_what_is_heard_at_once(tiny_model, voice):
