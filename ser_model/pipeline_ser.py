@@ -58,10 +58,10 @@ class SerPipeline(ChunkPipeline):
     def __call__(self, inputs, **kwargs):
         """
         Args:
-            inputs: A path, the bytes of a file, a binary file, an array or tensor of shape (num_samples,) or
-                (num_samples, channels) at the model's rate, or a dict: `{"array" or "raw": array, "sampling_rate": int}`,
-                or `{"bytes": bytes}` or `{"path": path}` as in a column of `datasets.Audio`. Or several of these: a
-                list, a generator or a dataset.
+            inputs: A path, the bytes of a file, a binary file, an array or tensor at the model's rate, of any shape and type
+                that `audio.to_mono` takes, or a dict: `{"array" or "raw": sound, "sampling_rate": hertz}`, with whatever
+                that takes, or `{"bytes": bytes}` or `{"path": path}` of a file as in a column of `datasets.Audio`. Or
+                several of these: a list, a generator or a dataset.
             top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
             voice_only (`bool`, *optional*): Whether windows without a voice have no answer. As the pipeline was made if
@@ -177,15 +177,11 @@ class SerPipeline(ChunkPipeline):
             inputs = _from_dict(inputs)
         elif hasattr(inputs, "get_all_samples"):  # what `datasets` decodes to where torchcodec is installed
             samples = inputs.get_all_samples()
-            inputs = (samples.data.T, samples.sample_rate)
+            inputs = (samples.data, samples.sample_rate)
         elif isinstance(inputs, (np.ndarray, torch.Tensor)):
             inputs = (inputs, rate)
         if isinstance(inputs, tuple):
-            waveform, orig_rate = inputs
-            if isinstance(waveform, torch.Tensor):
-                waveform = waveform.detach().cpu()
-                waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-            yield resample(waveform, orig_rate, rate)
+            yield resample(*inputs, rate)
         elif allow_urls and isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
             with tempfile.TemporaryDirectory() as folder:
                 path = _download(inputs, os.path.join(folder, "recording"))

@@ -171,10 +171,15 @@ def test_files_tensors_and_undecoded_columns(classifier, tmp_path, voice):
         undecoded,
         torch.tensor(voice, requires_grad=True),
         torch.tensor(np.stack([voice, voice], 1)),
+        np.stack([voice, voice]),
+        {"raw": voice[None], "sampling_rate": 16000.0},
         {"raw": torch.tensor(voice), "sampling_rate": 16000},
         io.BytesIO(path.read_bytes()),
     ):
         assert classifier(same, timeline=True)["scores"] == pytest.approx(expected, abs=1e-4)
+    integers = np.round(2**15 * voice).astype(np.int16)
+    recorded = {"array": integers.tobytes(), "sampling_rate": torch.tensor(16000)}
+    assert classifier(recorded) == classifier(integers)
     dataset = datasets.Dataset.from_list([undecoded] * 2)
     assert [answer["scores"] for answer in classifier((row for row in dataset), timeline=True)] == [
         pytest.approx(expected, abs=1e-4)
