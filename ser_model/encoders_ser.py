@@ -226,6 +226,10 @@ class SerConvTransformerEncoder(nn.Module):
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
         state_size = 2 * config.lstm_hidden_size
+        if state_size % config.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide 2 x lstm_hidden_size ({state_size}), not be {config.num_attention_heads}."
+            )
         layer = nn.TransformerEncoderLayer(
             state_size,
             config.num_attention_heads,
@@ -308,6 +312,8 @@ class SerPerceptron(nn.Module):
         super().__init__()
         self.rows = rows
         num_rows, num_columns = rows.stop - rows.start, config.num_statistics[-1]
+        if not num_rows * num_columns:
+            raise ValueError(f"num_statistics must be what the extractor gives, not {list(config.num_statistics)}.")
         self.register_buffer("mean", torch.zeros(num_rows, num_columns))
         self.register_buffer("deviation", torch.ones(num_rows, num_columns))
         self.input_dropout = nn.Dropout1d(config.input_dropout)
@@ -345,6 +351,8 @@ ENCODERS = {
 
 def _conv_channels(config: SerConfig) -> list[int]:
     channels = config.conv_channels
+    if not config.conv_strides:
+        raise ValueError("conv_strides must have an entry for each convolution.")
     return [channels] * len(config.conv_strides) if isinstance(channels, int) else list(channels)
 
 
