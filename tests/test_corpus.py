@@ -256,7 +256,7 @@ def test_learns_from_two_corpora_and_says_so(ravdess, nemo, recipe_file, tmp_pat
     assert clip["corpus"] == "ravdess" and clip["label"] in EMOTIONS and clip["speaker"] == f"{clip['actor']:02d}"
     assert clip["gender"] and clip["clip"].startswith("03-01-")
     card = " ".join((output / "README.md").read_text().split())
-    assert "nine Polish actors" in card and "nEMO, which is CC BY-NC-SA 4.0" in card and "2404.06292" in card
+    assert "nine Polish actors" in card and "nEMO (CC BY-NC-SA 4.0)" in card and "2404.06292" in card
     assert train.main(command(recipe_file, ravdess, nemo, output, *fold)) == 0  # finished: only read
 
 
@@ -281,6 +281,7 @@ def test_runs_from_before_are_still_known(ravdess, recipe_file, tmp_path):
         ({"corpora": ["iemocap"]}, "There is no corpus 'iemocap'"),
         ({"training": {**TINY["training"], "balanced_classes": True}}, "leave out balanced_classes"),
         ({"training": {"corpus_shares": {"ravdess": 1.0}}}, "give a share for each of ravdess, nemo"),
+        ({"corpora": "nemo"}, "give a list, [nemo]"),
     ],
 )
 def test_refuses_recipes_that_cannot_be(ravdess, nemo, recipe_file, tmp_path, capsys, changes, says):
@@ -310,7 +311,9 @@ def make_ased(folder):
 def test_weights_that_learnt_what_has_no_licence_are_not_passed_on(ravdess, tmp_path, capsys, monkeypatch):
     """Neither trained on it, nor fine-tuned on a table or folder of its clips, nor fine-tuned from such weights."""
     ased = make_ased(tmp_path / "ased")
-    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TINY, "corpora": ["ravdess", "ased"], "training": {"num_epochs": 2}}))
+    (tmp_path / "t.yaml").write_text(
+        yaml.safe_dump({**TINY, "corpora": ["ravdess", "ased"], "training": {"num_epochs": 2}})
+    )
     arguments = ["--recipe", tmp_path / "t.yaml", "--data", ravdess, "--data", f"ased={ased}", "--allow-incomplete"]
     arguments = list(map(str, arguments))
     monkeypatch.setattr(corpus, "SHIPPED", tmp_path / "shipped")

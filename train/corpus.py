@@ -355,7 +355,7 @@ def load_training_rows(
     """
     folders = folders if isinstance(folders, dict) else {"ravdess": folders}
     rows = []
-    for name in names:
+    for name in dict.fromkeys(names):
         every = load_rows(name, folders.get(name), **options)
         known = [row for row in every if row["emotion"] in EMOTIONS]
         if others := Counter(row["emotion"] for row in every if row["emotion"] not in EMOTIONS):

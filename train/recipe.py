@@ -127,6 +127,8 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(overrides, dict):
         raise ValueError(f"{path} does not hold a recipe: expected lines such as 'model:' or 'training:'.")
     recipe = _build(Recipe, {"name": path.stem, **overrides}, path)
+    if isinstance(recipe.corpora, str):
+        raise ValueError(f"{path} sets corpora to {recipe.corpora}: give a list, [{recipe.corpora}].")
     for corpus in recipe.corpora:
         check_name(corpus)
     if recipe.refit and recipe.training.keep_best:

@@ -245,7 +245,12 @@ try {
   if (about.uar) {
     const outOf100 = (share) => (100 * share).toFixed(0);
     const noisy = about.uar_in_noise ? `, and ${outOf100(about.uar_in_noise)} times amid loud noise` : "";
+    const elsewhere = about.elsewhere
+      ? `On a collection of recordings that it has never heard, it is right ${outOf100(about.elsewhere.uar)} times out of ` +
+        `100 (chance: ${outOf100(1 / about.elsewhere.num_emotions)}). `
+      : "";
     byId("quality").textContent =
+      elsewhere +
       `With actors it has never heard, it is right ${outOf100(about.uar)} times out of 100 in a quiet studio${noisy}, ` +
       `averaged over the emotions (chance: ${(100 / about.labels.length).toFixed(1)}).`;
   }
