@@ -22,7 +22,7 @@ BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 SERVER = "http://127.0.0.1:7860"
 # What a reader sees to need a network, data, a cluster or minutes.
 NEEDS_MORE = re.compile(
-    r"\b(pip|git|hf|ray|accelerate|pytest|ruff)\b|\.ci/|app\.py|http\.server|USER/|FOLDER|clip\.|recordings|"
+    r"\b(pip|venv|git|hf|ray|accelerate|pytest|ruff)\b|\.ci/|app\.py|http\.server|USER/|FOLDER|clip\.|recordings|"
     r"\b(train|tests|web)[./]|ser_model\.cluster"
 )
 MODULE = re.compile(r"python -m ((?:ser_model|train|web|tests)[\w.]*)")
@@ -44,10 +44,9 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Looks like the repository, and may be written into."""
-    for path in ROOT.iterdir():
-        if path.suffix != ".git":
-            (tmp_path / path.name).symlink_to(path)
+    """Holds what the snippets read, and may be written into."""
+    for name in ("examples", "ser_model"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
