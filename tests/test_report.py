@@ -7,8 +7,9 @@ from train import report
 
 
 @pytest.mark.parametrize("name", report.BLOCKS)
-def test_readme_holds_the_measured_figures(name):
-    assert report.marked(name, report.BLOCKS[name]()) in report.README.read_text(encoding="utf-8")
+def test_pages_hold_the_measured_figures(name):
+    page, write = report.BLOCKS[name]
+    assert report.marked(name, write()) in page.read_text(encoding="utf-8")
 
 
 def test_table_takes_its_figures_from_the_result_files(tmp_path, monkeypatch):
@@ -18,6 +19,18 @@ def test_table_takes_its_figures_from_the_result_files(tmp_path, monkeypatch):
     row = report.recipes_table().splitlines()[2]
     assert row.startswith("| `ser-base` |  | not measured |")
     assert f"{100 * result['mean']['uar']:.1f} %" in row and "762,328 | 3.1 MB" in row
+
+
+def test_short_table_has_a_row_a_network_and_its_speed(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "SPEED", tmp_path / "results.json")
+    calls = [{"call": "waveform to label", "one_thread_ms": 3.456}]
+    report.SPEED.write_text(json.dumps({"systems": [{"system": report.BENCHMARKED["ser-base"], "calls": calls}]}))
+    result = json.loads(make_result(tmp_path).read_text())
+    _, _, row = report.networks_table().splitlines()
+    assert row == f"| `ser-base` | 3.1 MB | – | {100 * result['mean']['uar']:.1f} % | – | 3.46 ms |"
+    report.SPEED.unlink()
+    assert report.networks_table().splitlines()[2].endswith("| – |")
 
 
 def test_training_times_are_those_of_a_cpu(tmp_path, monkeypatch):

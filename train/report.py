@@ -1,7 +1,7 @@
 """
 Results: the folds' predictions as one file of figures, two pictures and a table.
 
-`python -m train.report` writes them into README.md.
+`python -m train.report` writes them into README.md and docs/results.md.
 """
 
 import json
@@ -265,7 +265,59 @@ def print_result(result: dict) -> None:
             print(f"{name:>16} {100 * figures['uar']:6.1f} {100 * change:+7.1f}")
 
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
+SPEED = ROOT / "tests" / "benchmarks" / "results.json"
+# What the benchmark calls the network of a recipe.
+BENCHMARKED = {
+    "ser-base": "ser-base (this project)",
+    "bilstm": "BiLSTM (Keras)",
+    "cnn-bilstm": "CNN, BiLSTM (Keras)",
+    "cnn-bilstm-attention": "CNN, BiLSTM, attention (Keras)",
+    "cnn-bilstm-transformer": "CNN beside BiLSTM and transformer (Keras)",
+    "cnn-descriptors": "CNN on descriptors (Keras)",
+}
+
+
+def networks_table() -> str:
+    """Every recipe that was measured in one row, ours first, and wav2vec2-base for its speed, as Markdown."""
+    lines = [
+        "| network | size | strangers in another language | unknown actors | known voices | speed |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    benchmarked = _benchmarked()
+    for name in sorted(available(), key=lambda name: (not name.startswith("ser-"), name)):
+        unknown, known = (_read(result_path(name, protocol)) for protocol in ("speaker-independent", "random-split"))
+        measured = unknown or known
+        if measured is None:
+            continue
+        cells = [
+            f"`{name}`",
+            f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
+            ", ".join(f"{r['about']['title']} {_percents(r, 'uar')}" for r in other_corpora(name)) or "–",
+            _percents(unknown, "uar") if unknown else "–",
+            _percents(known, "accuracy") if known else "–",
+            _speed(benchmarked, BENCHMARKED.get(name)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if scale := benchmarked.get("wav2vec2-base"):
+        size = f"{scale['checkpoint_mb']:.0f} MB"
+        lines.append(f"| wav2vec2-base, for its speed | {size} | – | – | – | {_speed(benchmarked, 'wav2vec2-base')} |")
+    return "\n".join(lines)
+
+
+def _benchmarked() -> dict[str, dict]:
+    """What the benchmark found, by its name of a system."""
+    return {row["system"]: row for row in (_read(SPEED) or {"systems": []})["systems"]}
+
+
+def _speed(benchmarked: dict[str, dict], system: str | None) -> str:
+    """From waveform to label, of a clip of 4 s on one thread."""
+    if system not in benchmarked:
+        return "–"
+    calls = {call["call"]: call["one_thread_ms"] for call in benchmarked[system]["calls"]}
+    return f"{calls['waveform to label']:.3g} ms{' (Keras)' if system.endswith('(Keras)') else ''}"
 
 
 def figures_of_ours() -> str:
@@ -328,7 +380,7 @@ def recipes_table() -> str:
     leaky one.
     """
     lines = [
-        "| recipe | claimed | other corpora: UAR | never heard: UAR, accuracy | random split: accuracy, macro F1 "
+        "| recipe | claimed | other corpora: UAR | unknown actors: UAR, accuracy | known voices (random split): accuracy, macro F1 "
         "| leaky split: accuracy | parameters | size | training |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -372,8 +424,12 @@ def _percents(result: dict | None, *measures: str) -> str:
     return ", ".join(f"{100 * result['mean'][measure]:.1f} %" for measure in measures) if result else "not measured"
 
 
-# What stands in README between these two comments for each.
-BLOCKS = {"ser-base": figures_of_ours, "recipes": recipes_table}
+# What stands between two comments, by the name in them: on which page, and what writes it.
+BLOCKS = {
+    "networks": (README, networks_table),
+    "ser-base": (RESULTS_PAGE, figures_of_ours),
+    "recipes": (RESULTS_PAGE, recipes_table),
+}
 
 
 def marked(name: str, content: str) -> str:
@@ -381,12 +437,10 @@ def marked(name: str, content: str) -> str:
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    for name, write in BLOCKS.items():
+    for name, (page, write) in BLOCKS.items():
         begins, ends = marked(name, "\0").split("\n\0\n")
-        before, rest = text.split(begins)
-        text = before + marked(name, write()) + rest.split(ends)[1]
-    write_whole(README, text.encode())
+        before, rest = page.read_text(encoding="utf-8").split(begins)
+        write_whole(page, (before + marked(name, write()) + rest.split(ends)[1]).encode())
     return 0
 
 

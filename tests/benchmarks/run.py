@@ -6,7 +6,7 @@ in turn, round after round, so that a noisy machine hits all alike; figures are 
 thread, and all cores.
 
 With `--keras-python`, a Python in whose environment `requirements-benchmarks.txt` is installed, openSMILE and five published
-RAVDESS networks in Keras are measured, too. Prints a table, writes `results.json` beside this file and the table in README.md.
+RAVDESS networks in Keras are measured, too. Prints a table, writes `results.json` beside this file and the table in docs/benchmarks.md.
 `--quick` looks only whether everything runs: few rounds, nothing is written. It needs Linux, which tells a process's peak memory.
 """
 
@@ -34,7 +34,7 @@ from tests.benchmarks.worker import NUM_VOICES  # noqa: E402
 from tests.conftest import make_voice  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 CLIP_S = 4.0
 # In the order of the table: the function that makes it, and what people call it.
 OURS = "torch_systems:ser_base"
@@ -293,7 +293,7 @@ def check_targets(one: dict, every: dict) -> list[dict]:
 
 
 def as_table(results: dict) -> str:
-    """Markdown, for the terminal as well as for README.md."""
+    """Markdown, for the terminal as well as for docs/benchmarks.md."""
     lines = [
         "| system | one clip of 4 s: one thread | all threads | clips a second, one thread | memory | weights | start |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -335,8 +335,8 @@ def as_details(results: dict) -> str:
     return "\n".join(f"- {title}: {'; '.join(items)}." for title, items in lines.items())
 
 
-def write_readme(results: dict) -> None:
-    text = README.read_text(encoding="utf-8")
+def write_page(results: dict) -> None:
+    text = PAGE.read_text(encoding="utf-8")
     about = results["machine"]
     section = (
         f"{as_table(results)}\n\n{as_details(results)}\n\n"
@@ -347,9 +347,9 @@ def write_readme(results: dict) -> None:
     )
     if not found:
         raise SystemExit(
-            "README.md has no place for the table: <!-- benchmark --> and <!-- /benchmark --> are missing."
+            "docs/benchmarks.md has no place for the table: <!-- benchmark --> and <!-- /benchmark --> are missing."
         )
-    _write(README, new)
+    _write(PAGE, new)
 
 
 def _write(path: Path, text: str) -> None:
@@ -385,7 +385,7 @@ def main() -> None:
     print(f"\n{as_table(results)}\n\n{as_details(results)}\n\nMeasured in {time.monotonic() - started:.0f} s.")
     if not options.quick:
         _write(RESULTS, json.dumps(results, indent=1) + "\n")
-        write_readme(results)
+        write_page(results)
 
 
 if __name__ == "__main__":
