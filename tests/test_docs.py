@@ -93,13 +93,10 @@ def test_every_page_is_linked_from_readme():
 
 @pytest.mark.timeout(300)
 def test_shell_commands_run(folder):
-    runnable = [
-        line
-        for page, text in blocks("bash")
-        if page != "api.md"
-        for line in text.splitlines()
-        if line.split("#")[0].strip() and not NEEDS_MORE.search(line.split("#")[0])
+    lines = [
+        line.split("#")[0].strip() for page, text in blocks("bash") if page != "api.md" for line in text.splitlines()
     ]
+    runnable = list(dict.fromkeys(line for line in lines if line and not NEEDS_MORE.search(line)))
     assert sum("examples/" in line for line in runnable) >= 4
     for line in runnable:
         out = shell(line)
