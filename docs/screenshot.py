@@ -19,7 +19,7 @@ import app  # noqa: E402
 from ser_model.pretrained import load_pipeline  # noqa: E402
 
 OUTPUT = Path(__file__).with_suffix(".png")
-SIZE, MARGIN = {"width": 1180, "height": 1400}, 24
+SIZE, MARGIN = {"width": 1180, "height": 1400}, 8
 EXAMPLE = "a parcel in three voices"  # long enough for several windows
 WAIT_MS = 60_000
 
