@@ -16,7 +16,7 @@ from . import corpus as corpora
 from .corpus import DataError
 from .metrics import confusion, per_class, reliability, scores
 from .push import RUN_FILE
-from .report import by_field
+from .report import by_field, print_classes
 from .train import versions
 
 PROTOCOL = "other-corpus"
@@ -183,12 +183,7 @@ def print_result(result: dict) -> None:
         f"UAR {mean['uar']:.1f} % (by chance {100 / len(result['labels']):.1f} %), WA {mean['accuracy']:.1f} %, macro F1 "
         f"{mean['macro_f1']:.1f} %, calibration error {mean['ece']:.1f} %"
     )
-    print(f"\n{'emotion':>10} {'precision':>10} {'recall':>7} {'F1':>5} {'clips':>6}")
-    for label, figures in result["per_class"].items():
-        print(
-            f"{label:>10} {100 * figures['precision']:10.0f} {100 * figures['recall']:7.0f} {100 * figures['f1']:5.0f} "
-            f"{figures['support']:6}"
-        )
+    print_classes(result)
     if by_speaker := result.get("by_speaker"):
         uars = sorted((100 * figures["uar"], speaker) for speaker, figures in by_speaker.items())
         told = ", ".join(f"{speaker} {uar:.0f}" for uar, speaker in uars)

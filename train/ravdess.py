@@ -234,7 +234,7 @@ def fetch(url: str, dl_manager: datasets.DownloadManager, *, title: str, md5: st
         reason = str(error).partition("\n")[0]
         raise RavdessError(
             f"{title} could not be downloaded from {url} ({reason}): check the network, or give a folder that holds it "
-            "with --data."
+            f"with --data {title.lower()}=FOLDER."
         ) from error
     # `datasets` checks no checksum itself, whatever its verification mode.
     if md5 is not None:

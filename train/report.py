@@ -247,12 +247,7 @@ def print_result(result: dict) -> None:
     print(
         f"macro F1 {mean['macro_f1']:.1f} %, weighted F1 {mean['weighted_f1']:.1f} %, calibration error {mean['ece']:.1f} %"
     )
-    print(f"\n{'emotion':>10} {'precision':>10} {'recall':>7} {'F1':>5} {'clips':>6}")
-    for label, figures in result["per_class"].items():
-        print(
-            f"{label:>10} {100 * figures['precision']:10.0f} {100 * figures['recall']:7.0f} {100 * figures['f1']:5.0f} "
-            f"{figures['support']:6}"
-        )
+    print_classes(result)
     if len(result["seeds"]) > 1:
         each = ", ".join(f"{100 * figures['uar']:.1f}" for figures in result["seeds"])
         print(f"\nUAR of each seed: {each} %")
