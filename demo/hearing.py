@@ -10,7 +10,7 @@ import torch
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError, read_blocks
-from ser_model.pipeline_ser import WINDOW_S
+from ser_model.pipeline_ser import window_sizes
 from ser_model.voice import NoVoiceError
 
 MAX_DURATION_S = 30 * 60  # a recording is held in memory while its picture is drawn
@@ -75,7 +75,8 @@ def listen(
     """`hear`, of (num_samples,) at the model's rate."""
     rate = classifier.feature_extractor.sampling_rate
     windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate}, on_window=on_heard)
-    num_windows = max(1, round(len(waveform) / rate / WINDOW_S))
+    size, min_rest = window_sizes(classifier.feature_extractor)
+    num_windows = max(1, 1 + (len(waveform) - min_rest) // size)
     try:
         # What the pipeline itself does, window by window, so that one sees how far it is.
         outputs = [
