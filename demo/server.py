@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 import gradio.mcp
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 
 from .uploads import LimitBodies, delete, delete_forgotten, folder, limited_fetching
 
@@ -38,11 +39,15 @@ class Demo(gr.Blocks):
         self._clean_every_s, self._keep_s, self._idle_sessions = clean_every_s, keep_s, set()
 
     def launch(self, *args, **kwargs):
-        middleware = [Middleware(LimitBodies)]
-        return super().launch(*args, app_kwargs={"lifespan": self._lifespan, "middleware": middleware}, **kwargs)
+        app_kwargs = {
+            "lifespan": self._lifespan,
+            "middleware": [Middleware(LimitBodies)],
+            "exception_handlers": {Exception: lambda _, error: JSONResponse({"detail": unexpected(error)}, 500)},
+        }
+        return super().launch(*args, app_kwargs=app_kwargs, **kwargs)
 
     async def process_api(self, *args, **kwargs):
-        """What is no sentence yet becomes one here, where all calls pass; Gradio would answer `{"error": null}`."""
+        """What is no sentence yet becomes one here, where all calls pass: Gradio would answer `{"error": null}`."""
         try:
             return await super().process_api(*args, **kwargs)
         except gr.Error:
@@ -55,9 +60,9 @@ class Demo(gr.Blocks):
         try:
             async with limited_fetching():
                 return await super().preprocess_data(*args, **kwargs)
-        except gr.Error:
-            raise
         except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:  # ours
+                raise
             raise gr.Error(
                 "This is no input for the call: give each recording as a file that was uploaded before, or by its public "
                 "address, as /gradio_api/info says.",

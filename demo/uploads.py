@@ -81,9 +81,7 @@ class LimitBodies:
     async def _upload(self, scope, receive, send):
         max_bytes, claimed = MAX_REQUEST_MB * 10**6, _claimed_bytes(scope)
         # Gradio answers 413 and deletes what it has written if it reads "maximum allowed size".
-        too_large = (
-            f"These files have more than {MAX_REQUEST_MB} MB, the maximum allowed size of all in one go: send fewer."
-        )
+        too_large = f"These files have more than {MAX_REQUEST_MB} MB together, the maximum allowed size of all at a time: send fewer."
         if claimed > max_bytes:
             return await _refuse(scope, receive, send, PlainTextResponse(too_large, 413))
         folder().mkdir(parents=True, exist_ok=True)

@@ -318,6 +318,26 @@ def test_places_are_first_come_first_served():
         thread.join()
 
 
+def test_who_has_computed_for_a_while_lets_others_go_first(monkeypatch):
+    monkeypatch.setattr(lanes, "SLICE_CPU_S", 0.0)
+    both, served = Lanes(short=1, long=1, max_waiting=0), []
+
+    def come() -> None:
+        with both.turn():
+            served.append("who waited")
+
+    with both.turn() as go_on:
+        go_on(1.0)  # nobody waits
+        other = threading.Thread(target=come)
+        other.start()
+        wait_until(lambda: both.short._waiting)
+        served.append("who was first")
+        go_on(2.0)
+        served.append("who was first")
+    other.join()
+    assert served == ["who was first", "who waited", "who was first"]
+
+
 def test_what_proves_long_leaves_the_short_lane_and_both_are_free_afterwards(monkeypatch):
     monkeypatch.setattr(lanes, "SHORT_CPU_S", 0.01)
     both = Lanes(short=1, long=1, max_waiting=0)

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -134,6 +135,35 @@ def test_what_is_no_upload_gets_one_sentence(api, value):
     message = call(api, "predict", [value])
     assert message.startswith(("This is no input for the call:", "There is no recording yet:"))
     assert message.isprintable() and message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "data", [[None], [3], [[None]], [{"path": "/etc/passwd"}], [{"path": "/etc/passwd", "meta": FILE}], [], [None] * 9]
+)
+def test_every_function_of_the_page_answers_in_a_sentence(api, url, data):
+    """Those that no API names as well; a live microphone's has no end."""
+    functions = httpx.get(f"{url}config").json()["dependencies"]
+    assert len(functions) > 10
+    for function in functions:
+        if function["connection"] == "stream":
+            continue
+        session = f"{function['id']} {data}"
+        api.post(
+            "/queue/join", json={"fn_index": function["id"], "data": data, "session_hash": session}
+        ).raise_for_status()
+        lines = api.get("/queue/data", params={"session_hash": session}).text.split("\n\n")
+        messages = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+        (answer,) = (message for message in messages if message["msg"] == "process_completed")
+        if not answer["success"]:
+            sentence = answer["output"]["error"]
+            assert sentence.isprintable() and sentence.endswith(".") and "/etc" not in sentence
+
+
+def test_unexpected_errors_outside_of_calls_are_sentences_too(api, caplog):
+    answer = api.post("/call/no_such_call", json={"data": []})
+    assert answer.status_code == 500
+    (number,) = re.findall(r"with the number (\w+),", answer.json()["detail"])
+    assert any(number in record.getMessage() and record.exc_info for record in caplog.records)
 
 
 @pytest.mark.parametrize("data", [["clip.wav"], [[{"path": "/etc/passwd", "meta": FILE}]], [[[]]], []])
