@@ -254,10 +254,20 @@ def print_result(result: dict) -> None:
     if "temperature" in result:
         print(f"\nThese clips' confidence is right at the temperature {result['temperature']:.2f}.")
     if "conditions" in result:
-        print(f"\n{'condition':>16} {'UAR %':>6} {'change':>7}")
+        print(f"\n{'condition':>24} {'UAR %':>6} {'change':>7}")
         for name, figures in result["conditions"].items():
             change = figures["uar"] - result["mean"]["uar"]
-            print(f"{name:>16} {100 * figures['uar']:6.1f} {100 * change:+7.1f}")
+            print(f"{name:>24} {100 * figures['uar']:6.1f} {100 * change:+7.1f}")
+
+
+def print_classes(result: dict) -> None:
+    """The figures of each emotion as a table."""
+    print(f"\n{'emotion':>10} {'precision':>10} {'recall':>7} {'F1':>5} {'clips':>6}")
+    for label, figures in result["per_class"].items():
+        print(
+            f"{label:>10} {100 * figures['precision']:10.0f} {100 * figures['recall']:7.0f} {100 * figures['f1']:5.0f} "
+            f"{figures['support']:6}"
+        )
 
 
 ROOT = Path(__file__).parents[1]
