@@ -339,7 +339,7 @@ def results_tab(results: dict, recipe: str | None) -> None:
 LIMITS = """
 ### What it cannot do
 
-It was trained on 24 North American actors who say two sentences with an emotion they were told to act. Other languages it
+It was trained on 24 North American and nine Polish actors, with an emotion they were told to act. Other languages it
 has not learnt, and errs more often; real conversations and children are outside of what was measured; noise, rooms and
 telephones were only simulated. It hears
 how a voice sounds, not what a person feels: do not use it to judge people, in hiring, policing, medicine, insurance, at
