@@ -347,7 +347,8 @@ work or at school.
 
 ### Licence and citation
 
-Code: Apache-2.0. Weights: CC BY-NC-SA 4.0, as is RAVDESS, on which they were trained: Livingstone SR, Russo FA (2018). The
+Code: Apache-2.0. Weights: CC BY-NC-SA 4.0, as are the recordings on which they were trained, RAVDESS and, for `ser-base`, nEMO
+(Christop 2024, <https://arxiv.org/abs/2404.06292>): Livingstone SR, Russo FA (2018). The
 Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS). PLoS ONE 13(5): e0196391.
 <https://doi.org/10.1371/journal.pone.0196391>
 """
