@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForAudioClassification
 from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 
-from .audio import AudioError, describe, read_blocks, resample
+from .audio import AudioError, about_tracks, describe, read_blocks, resample
 from .voice import NoVoiceError, has_voice
 
 # Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than half of it joins the last window,
@@ -119,7 +119,8 @@ class SerPipeline(ChunkPipeline):
             has_sound, has_answer = has_sound or sound, has_answer or counts
             if is_last and not has_answer:
                 what = "has no voice in it" if has_sound else "is silent"
-                raise NoVoiceError(f"{self._name(inputs)} {what}: there is no emotion to hear.")
+                about = f"{self._name(inputs)} {what}: there is no emotion to hear."
+                raise NoVoiceError(about + about_tracks(inputs))
             if on_window is not None:
                 on_window(times["end_s"])
             # Of what does not count one sample is enough.
