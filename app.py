@@ -12,7 +12,8 @@ import gradio as gr
 
 from demo import tabs
 from demo.results import FOLDER, load_results
-from demo.uploads import keep_deleting
+from demo.server import Demo
+from demo.uploads import MAX_UPLOAD_MB
 from ser_model import SerPipeline
 from ser_model.pretrained import DEFAULT, available, default_model
 from ser_model.scoring import load_quietly
@@ -23,9 +24,10 @@ MAX_WAITING = 50
 PAGE = Path(__file__).parent / "demo"
 
 LAUNCH = {
-    "max_file_size": f"{tabs.MAX_UPLOAD_MB}mb",
+    "max_file_size": f"{MAX_UPLOAD_MB}mb",
     "show_error": False,  # what nobody thought of names files and code; sentences for the visitor are shown all the same
     "mcp_server": True,
+    "state_session_capacity": 200,  # each session is a copy of the page's settings, 90 kB, and left to itself 10,000 are kept
     "footer_links": ["api", "gradio", "settings"],
     "css_paths": PAGE / "page.css",
     "head": f"<script>{(PAGE / 'page.js').read_text(encoding='utf-8')}</script>",
@@ -45,26 +47,6 @@ feels. What you record is deleted within eleven minutes.
 """
 
 
-class Demo(gr.Blocks):
-    def launch(self, *args, **kwargs):
-        # A minute after Gradio's own deletion, which keeps a list of what is there.
-        deleting = keep_deleting(every_s=CLEAN_EVERY_S, keep_s=KEEP_S + CLEAN_EVERY_S)
-        return super().launch(*args, app_kwargs={"lifespan": deleting}, **kwargs)
-
-    async def preprocess_data(self, *args, **kwargs):
-        """What no browser sends is refused in a sentence, where Gradio would show its own insides and the server's paths."""
-        try:
-            return await super().preprocess_data(*args, **kwargs)
-        except gr.Error:
-            raise
-        except Exception as error:
-            raise gr.Error(
-                "This is no input for the call: give each recording as a file that was uploaded before, or by its public "
-                "address, as /gradio_api/info says.",
-                print_exception=False,
-            ) from error
-
-
 def build_demo(classifier: SerPipeline, *, recipe: str | None = DEFAULT, results_folder: Path = FOLDER) -> gr.Blocks:
     """
     The page around one classifier; start it with `launch(**LAUNCH)`.
@@ -74,7 +56,7 @@ def build_demo(classifier: SerPipeline, *, recipe: str | None = DEFAULT, results
         results_folder: Where the result files are.
     """
     results = load_results(results_folder)
-    with Demo(title="How does it sound?", analytics_enabled=False, delete_cache=(CLEAN_EVERY_S, KEEP_S)) as demo:
+    with Demo(title="How does it sound?", analytics_enabled=False, clean_every_s=CLEAN_EVERY_S, keep_s=KEEP_S) as demo:
         gr.Markdown(ABOUT)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Analyse"):

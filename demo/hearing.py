@@ -10,7 +10,7 @@ import torch
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError, read_blocks
-from ser_model.pipeline_ser import WINDOW_S
+from ser_model.pipeline_ser import window_sizes
 from ser_model.voice import NoVoiceError
 
 MAX_DURATION_S = 30 * 60  # a recording is held in memory while its picture is drawn
@@ -42,27 +42,41 @@ class Hearing:
 
 # As `tqdm(iterable, total=..., desc=...)`: what tells a visitor how far a long recording is.
 Progress = Callable[..., Iterable]
+OnHeard = Callable[[float], None]
 
 
 def _no_progress(iterable: Iterable, **_) -> Iterable:
     return iterable
 
 
-def hear(classifier: SerPipeline, path: str, *, progress: Progress = _no_progress) -> Hearing:
+def _nothing(_heard_s: float) -> None:
+    pass
+
+
+def hear(
+    classifier: SerPipeline, path: str, *, progress: Progress = _no_progress, on_heard: OnHeard = _nothing
+) -> Hearing:
     """
     Everything about one recording.
+
+    Args:
+        on_heard: Called now and then, while it is read and while it is listened to, with the seconds that are done.
 
     Raises:
         `AudioError`: it cannot be read, or is longer than `MAX_DURATION_S`.
     """
-    return listen(classifier, read(path, classifier.feature_extractor.sampling_rate), progress=progress)
+    waveform = read(path, classifier.feature_extractor.sampling_rate, on_heard=on_heard)
+    return listen(classifier, waveform, progress=progress, on_heard=on_heard)
 
 
-def listen(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress) -> Hearing:
+def listen(
+    classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress = _no_progress, on_heard: OnHeard = _nothing
+) -> Hearing:
     """`hear`, of (num_samples,) at the model's rate."""
     rate = classifier.feature_extractor.sampling_rate
-    windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate})
-    num_windows = max(1, round(len(waveform) / rate / WINDOW_S))
+    windows = classifier.preprocess({"raw": waveform, "sampling_rate": rate}, on_window=on_heard)
+    size, min_rest = window_sizes(classifier.feature_extractor)
+    num_windows = max(1, 1 + (len(waveform) - min_rest) // size)
     try:
         # What the pipeline itself does, window by window, so that one sees how far it is.
         outputs = [
@@ -75,11 +89,12 @@ def listen(classifier: SerPipeline, waveform: np.ndarray, *, progress: Progress 
     return Hearing(waveform, rate, answer, _attention_over_time(classifier, waveform, outputs))
 
 
-def read(path: str, rate: int) -> np.ndarray:
+def read(path: str, rate: int, *, on_heard: OnHeard = _nothing) -> np.ndarray:
     """A whole recording, (num_samples,) float32; refused as soon as it proves longer than `MAX_DURATION_S`."""
     blocks, num_samples = [], 0
     for block in read_blocks(path, rate):
         num_samples += len(block)
+        on_heard(num_samples / rate)
         if num_samples > MAX_DURATION_S * rate:
             raise AudioError(
                 f"{Path(path).name} is longer than {MAX_DURATION_S // 60} minutes, the most this page takes: cut it, "

@@ -3,6 +3,7 @@
 import json
 from html import escape
 from pathlib import Path
+from statistics import median
 
 from .pictures import glyph, name
 
@@ -11,28 +12,38 @@ PROTOCOLS = {
     "speaker-independent": "People it has never heard",
     "random-split": "New clips of people it has heard",
 }
+ANOTHER = "other-corpus"  # a protocol by itself for each corpus, as in other-corpus.nemo, before the others
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "ece": "calibration error"}
 
 
 def load_results(folder: Path = FOLDER) -> dict[str, dict[str, dict]]:
-    """{recipe: {protocol: what its result file holds}}; empty while nothing has been measured."""
+    """{recipe: {protocol: what its result file holds}}, as they are shown; empty while nothing has been measured."""
     results = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result.get("protocol") in PROTOCOLS:
-            results.setdefault(result["recipe"], {})[result["protocol"]] = result
-    return results
+        if (protocol := result.get("protocol")) in (ANOTHER, *PROTOCOLS):
+            name = f"{ANOTHER}.{result['corpus']}" if protocol == ANOTHER else protocol
+            results.setdefault(result["recipe"], {})[name] = result
+    order = [ANOTHER, *PROTOCOLS]
+    return {
+        recipe: dict(sorted(found.items(), key=lambda item: order.index(item[1]["protocol"])))
+        for recipe, found in results.items()
+    }
+
+
+def _words(result: dict) -> str:
+    """What was listened to."""
+    about = result.get("about")
+    return PROTOCOLS[result["protocol"]] if about is None else f"Another corpus: {about['title']}, {about['speakers']}"
 
 
 def figures_lines(by_protocol: dict[str, dict]) -> str:
-    """A recipe's two main figures under each protocol."""
+    """A recipe's two main figures on other corpora and under each protocol."""
     lines = [
-        f"{words}: UAR {percent(by_protocol[protocol]['mean']['uar'])}, "
-        f"accuracy {percent(by_protocol[protocol]['mean']['accuracy'])}."
-        for protocol, words in PROTOCOLS.items()
-        if protocol in by_protocol
+        f"{_words(result)}: UAR {percent(result['mean']['uar'])}, accuracy {percent(result['mean']['accuracy'])}."
+        for result in by_protocol.values()
     ]
-    return "".join(f"<p>{line}</p>" for line in lines or ["Not measured yet."])
+    return "".join(f"<p>{escape(line)}</p>" for line in lines or ["Not measured yet."])
 
 
 def percent(share: float) -> str:
@@ -48,41 +59,54 @@ def page(results: dict[str, dict[str, dict]], recipe: str | None) -> str:
             "<code>python -m train.evaluate</code> measures a recipe and writes its result file.</p></div>"
         )
     parts = [_summary(by_protocol)]
-    parts += [_protocol(by_protocol[protocol]) for protocol in PROTOCOLS if protocol in by_protocol]
+    parts += [_protocol(result) for result in by_protocol.values()]
     return f'<div class="results">{"".join(parts)}</div>'
 
 
 def _summary(by_protocol: dict[str, dict]) -> str:
-    head = "".join(f'<th scope="col" class="number">{words}</th>' for words in PROTOCOLS.values())
+    columns = [(_words(result), result) for result in by_protocol.values() if result["protocol"] == ANOTHER]
+    columns += [(words, by_protocol.get(protocol)) for protocol, words in PROTOCOLS.items()]
+    head = "".join(f'<th scope="col" class="number">{escape(words)}</th>' for words, _ in columns)
+    figures = {
+        title: [result and percent(result["mean"][measure]) for _, result in columns]
+        for measure, title in MEASURES.items()
+    }
+    figures["UAR by chance"] = [result and percent(1 / len(result["per_class"])) for _, result in columns]
     rows = ""
-    for measure, title in MEASURES.items():
-        cells = "".join(
-            f'<td class="number">{percent(by_protocol[p]["mean"][measure]) if p in by_protocol else "not yet"}</td>'
-            for p in PROTOCOLS
-        )
+    for title, values in figures.items():
+        cells = "".join(f'<td class="number">{value or "not yet"}</td>' for value in values)
         rows += f'<tr><th scope="row">{title}</th>{cells}</tr>'
-    result = next(iter(by_protocol.values()))
-    chance = percent(1 / len(result["per_class"]))
+    model = next((result["model"] for result in by_protocol.values() if "model" in result), None)
+    size = (
+        f" The network has {model['num_parameters']:,} parameters and takes {model['num_bytes'] / 1e6:.1f} MB."
+        if model
+        else ""
+    )
     return (
         f'<div class="scroll"><table class="grid"><thead><tr><th scope="col">measured on</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div><p>UAR is the mean over the emotions of the share of clips that are "
-        f"recognised; by chance it is {chance}. The first column is what to expect of a new voice. The second is how such "
-        "systems are usually reported: the network has heard other clips of the same people, and looks better for it. "
-        f"The network has {result['model']['num_parameters']:,} parameters and takes "
-        f"{result['model']['num_bytes'] / 1e6:.1f} MB.</p>"
+        "recognised. On another corpus everything is new: people, rooms, words and perhaps the language. That is what to "
+        "expect of a recording of your own. People it has never heard, of the corpus that it has learnt, are easier. The "
+        f"last column is how such systems are usually reported, and looks better than it is.{size}</p>"
     )
 
 
 def _protocol(result: dict) -> str:
-    clips = sum(fold["num_clips"] for fold in result["folds"])
-    folds = ", ".join(percent(fold["uar"]) for fold in result["folds"])
-    spread = f"UAR of each of {len(result['folds'])} folds: {folds}. " if len(result["folds"]) > 1 else ""
+    folds = result.get("folds", [])
+    clips = result["num_clips"] if "num_clips" in result else sum(fold["num_clips"] for fold in folds)
+    uars = ", ".join(percent(fold["uar"]) for fold in folds)
+    spread = f"UAR of each of {len(folds)} folds: {uars}. " if len(folds) > 1 else ""
+    if refused := result.get("refused"):
+        spread += f"{len(refused)} more have no answer: no voice was found in them, or they could not be read. "
+    if by_speaker := result.get("by_speaker"):
+        uars = sorted(figures["uar"] for figures in by_speaker.values())
+        spread += f"UAR of single speakers: {percent(uars[0])} to {percent(uars[-1])}, median {percent(median(uars))}. "
     groups = "".join(
         _by_group(field, result[f"by_{field}"]) for field in ("gender", "intensity") if f"by_{field}" in result
     )
     command = f"<p>Measured by <code>{escape(result['command'])}</code></p>" if "command" in result else ""
     return (
-        f"<section><h3>{PROTOCOLS[result['protocol']]}</h3><p>{clips} clips. {spread}</p>{_confusion(result)}"
+        f"<section><h3>{escape(_words(result))}</h3><p>{clips} clips. {spread}</p>{_confusion(result)}"
         f"{_per_class(result)}{groups}{_calibration(result)}{_conditions(result)}{command}</section>"
     )
 

@@ -1,6 +1,7 @@
 """The page's tabs, each with its handlers."""
 
 import functools
+import itertools
 import time
 from contextlib import contextmanager
 from html import escape
@@ -10,24 +11,31 @@ import gradio as gr
 import numpy as np
 
 from ser_model import SerPipeline
-from ser_model.audio import AudioError, read_audio
+from ser_model.audio import AudioError, read_blocks
 from ser_model.pipeline_ser import WINDOW_S
 from ser_model.pretrained import available
 from ser_model.scoring import load_quietly
 from ser_model.voice import NoVoiceError
 
 from . import pictures
-from .hearing import MAX_DURATION_S, hear, read
+from .hearing import MAX_DURATION_S, OnHeard, hear, read
+from .lanes import BusyError, Lanes
 from .results import figures_lines, page
+from .server import unexpected
+from .uploads import MAX_REQUEST_MB, MAX_UPLOAD_MB
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 gr.set_static_paths(EXAMPLES)  # served from where they are: copies would be deleted as uploads are
 MAX_FILES = 50
-MAX_UPLOAD_MB = 100
-# What computes shares two places, whatever tab it is of; a live microphone holds its place while it is on.
-COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 2}
+# What computes shares two places, whatever tab it is of, and a third one if it has proved long. More calls than that are let
+# in at a time, so that those who wait for the third hold up nobody else; calls with many files have their own entrance.
+LANES = Lanes(short=2, long=1, max_waiting=6)
+COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 12}
+COMPUTE_MANY = {"concurrency_id": "many", "concurrency_limit": 3}
+# A live microphone holds its place while it is on.
 LIVE = {"concurrency_id": "live", "concurrency_limit": 4, "time_limit": 300, "stream_every": 0.5}
 MIN_LIVE_S, ANSWER_EVERY_S, HISTORY_S = 1.0, 0.5, 60.0
+MAX_LIVE_BLOCKS = 10
 
 PROGRESS = gr.Progress()
 LIMITS_OF_A_RECORDING = f"Any format, up to {MAX_DURATION_S // 60} minutes and {MAX_UPLOAD_MB} MB."
@@ -48,20 +56,19 @@ def analyse_tab(classifier: SerPipeline) -> None:
             label and score (the likeliest emotion and its probability), scores (the probability of each emotion),
             duration_s, and windows: start_s, end_s, label, score and scores of every few seconds.
         """
-        with _one_sentence(audio):
-            waveform = read(audio, classifier.feature_extractor.sampling_rate)
-            return classifier(waveform, timeline=True)
+        with _one_sentence(audio), LANES.turn() as go_on:
+            return _answer(classifier, audio, go_on)
 
     def analyse(audio: str | None, progress=PROGRESS) -> tuple[str, str, str, str]:
-        with _one_sentence(audio):
-            hearing = hear(classifier, audio, progress=progress.tqdm)
-        answer = hearing.answer
-        return (
-            pictures.headline(answer, no_answer=hearing.no_answer),
-            pictures.bars(labels, answer and answer["scores"]),
-            pictures.recording(hearing, labels),
-            pictures.windows_table(answer["windows"] if answer else []),
-        )
+        with _one_sentence(audio), LANES.turn() as go_on:
+            hearing = hear(classifier, audio, progress=progress.tqdm, on_heard=go_on)
+            answer = hearing.answer
+            return (
+                pictures.headline(answer, no_answer=hearing.no_answer),
+                pictures.bars(labels, answer and answer["scores"]),
+                pictures.recording(hearing, labels),
+                pictures.windows_table(answer["windows"] if answer else []),
+            )
 
     def empty() -> tuple[str, str, str, str]:
         waiting = "Record some speech, upload a recording, or try an example."
@@ -167,8 +174,11 @@ def live_tab(classifier: SerPipeline) -> None:
 
 def _read_piece(chunk: str | None, rate: int) -> np.ndarray:
     """What the microphone heard since the last piece, (num_samples,)."""
+    if not chunk:
+        return np.zeros(0, np.float32)
     try:
-        return read_audio(chunk, rate) if chunk else np.zeros(0, np.float32)
+        # A browser sends half a second; of a long recording that is sent all the same only the beginning is read.
+        return np.concatenate(list(itertools.islice(read_blocks(chunk, rate), MAX_LIVE_BLOCKS)))
     except AudioError:  # the few milliseconds that are left when the microphone is switched off
         return np.zeros(0, np.float32)
 
@@ -194,10 +204,15 @@ def compare_tab(results: dict) -> None:
         Returns:
             For each network: label, score, scores, duration_s, and measured (its figures under each protocol).
         """
-        with _one_sentence(audio):
-            answers = {recipe: _whole(_load(recipe), audio) for recipe in available()}
-        for recipe, answer in answers.items():
-            answer["measured"] = {protocol: r["mean"] for protocol, r in results.get(recipe, {}).items()}
+        waveforms, answers = {}, {}
+        for recipe in available():
+            classifier = _load(recipe)
+            rate = classifier.feature_extractor.sampling_rate
+            with _one_sentence(audio), LANES.turn() as go_on:
+                if rate not in waveforms:
+                    waveforms[rate] = read(audio, rate, on_heard=go_on)
+                answers[recipe] = _whole(classifier(waveforms[rate], timeline=True, on_window=go_on))
+            answers[recipe]["measured"] = {protocol: r["mean"] for protocol, r in results.get(recipe, {}).items()}
         return answers
 
     def show(audio: str | None) -> str:
@@ -253,26 +268,37 @@ def many_tab(classifier: SerPipeline) -> None:
         answers = []
         for path in progress.tqdm(files, desc="Listening", unit="files"):
             try:
-                answers.append({"file": Path(path).name, **_whole(classifier, path)})
-            except AudioError as error:
-                answers.append({"file": Path(path).name, "error": _public(str(error), path)})
+                with _one_sentence(path), LANES.turn() as go_on:
+                    answer = _whole(_answer(classifier, path, go_on))
+            except gr.Error as error:
+                answer = {"error": error.message}
+            except Exception as error:
+                answer = {"error": unexpected(error)}
+            answers.append({"file": Path(path).name, **answer})
         return answers
 
     def show(files: list[str] | None, progress=PROGRESS) -> str:
         return _files_table(predict_many(files, progress))
 
-    gr.Markdown(f"Up to {MAX_FILES} recordings. {LIMITS_OF_A_RECORDING} What cannot be read is listed with the reason.")
+    gr.Markdown(
+        f"Up to {MAX_FILES} recordings, {MAX_REQUEST_MB} MB in one go. Each: {LIMITS_OF_A_RECORDING} What cannot be read is "
+        "listed with the reason."
+    )
     files = gr.File(label="Recordings", file_count="multiple", type="filepath", elem_id="files", height=180)
     button = gr.Button("Listen to all", variant="primary")
     shown = gr.HTML(_files_table([]), padding=False)
-    button.click(show, files, shown, api_visibility="private", **COMPUTE)
+    button.click(show, files, shown, api_visibility="private", **COMPUTE_MANY)
     files.clear(lambda: _files_table([]), None, shown, show_progress="hidden", api_visibility="private")
-    gr.on([], predict_many, files, gr.JSON(visible=False), api_name="predict_many", **COMPUTE)
+    gr.on([], predict_many, files, gr.JSON(visible=False), api_name="predict_many", **COMPUTE_MANY)
 
 
-def _whole(classifier: SerPipeline, path: str) -> dict:
-    """The answer for a recording as a whole."""
-    answer = classifier(read(path, classifier.feature_extractor.sampling_rate), timeline=True)
+def _answer(classifier: SerPipeline, path: str, go_on: OnHeard) -> dict:
+    waveform = read(path, classifier.feature_extractor.sampling_rate, on_heard=go_on)
+    return classifier(waveform, timeline=True, on_window=go_on)
+
+
+def _whole(answer: dict) -> dict:
+    """The answer without its windows."""
     return {field: answer[field] for field in ("label", "score", "scores", "duration_s")}
 
 
@@ -313,8 +339,9 @@ def results_tab(results: dict, recipe: str | None) -> None:
 LIMITS = """
 ### What it cannot do
 
-It was trained on 24 North American actors who say two sentences with an emotion they were told to act. Other languages,
-real conversations and children are outside of what was measured; noise, rooms and telephones were only simulated. It hears
+It was trained on 24 North American actors who say two sentences with an emotion they were told to act. Other languages it
+has not learnt, and errs more often; real conversations and children are outside of what was measured; noise, rooms and
+telephones were only simulated. It hears
 how a voice sounds, not what a person feels: do not use it to judge people, in hiring, policing, medicine, insurance, at
 work or at school.
 
@@ -346,13 +373,13 @@ def _one_sentence(path: str | None):
     try:
         yield
     except AudioError as error:
-        raise _error(_public(str(error), path)) from error
+        # Where the server keeps it is nobody's business.
+        raise _error(str(error).replace(path, Path(path).name)) from error
+    except BusyError as error:
+        raise _error(
+            "Several long recordings are being heard already: try again in a few minutes, or give a shorter one."
+        ) from error
 
 
 def _error(message: str) -> gr.Error:
     return gr.Error(message, print_exception=False)
-
-
-def _public(message: str, path: str) -> str:
-    """A message for the visitor, who does not know where the server keeps the upload."""
-    return message.replace(path, Path(path).name)

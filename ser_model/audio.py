@@ -1,6 +1,8 @@
 """From a recording to a mono waveform: decoding, downmix, resampling, limits. The one place that opens audio files."""
 
 import io
+import math
+import numbers
 import os
 import re
 import stat
@@ -27,13 +29,15 @@ MAX_CHANNELS = 64  # that FFmpeg can convert
 PACKET_COST, FORMAT_COST = 500, 50_000
 MAX_PARTS = 1_000
 MAX_SAMPLE = 1e12  # full scale is 1, or 2**31 where integers were kept as floats; beyond, resampling overflows
-MAX_WEAKENING = 10  # the mean of channels that do not cancel has a fourth of the loudest one's power, of eight an eighth
+MAX_WEAKENING = (
+    10  # the mean of channels that do not cancel has a fourth of the loudest one's power, of eight an eighth
+)
 # libsndfile takes a third of FFmpeg's time for a clip in a WAV that is a short header and samples of these types, of so
 # many bytes. All else is FFmpeg's: libsndfile believes in headers that lie about where the sound ends.
 PLAIN_WAV_BYTES = {"PCM_U8": 1, "ALAW": 1, "ULAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 MAX_HEADER_BYTES = 4_096
 # How a file begins that may have others of its kind appended, by recorders of streams or by `cat`. Each is decoded by
-# itself: FFmpeg stops where the rate or the channels change, and leaves the end of each but the last untrimmed.
+# itself: FFmpeg stops where the rate or the channels change, and does not trim the end of any but the last.
 PART_STARTS = (
     re.compile(rb"OggS\0[\2\6]"),
     re.compile(rb"fLaC[\0\x80]\0\0\x22"),
@@ -59,12 +63,13 @@ class AudioError(ValueError):
 
 class _Part(io.RawIOBase):
     """
-    The bytes `start` to `end` of a file as a file of their own. A damaged header may send a decoder to before the start:
-    it then stays where it is, since soundfile would print a traceback about that.
+    The bytes `start` to `end` of a file as a file of their own, which raises nothing, since soundfile would print that and
+    go on. A damaged header may send a decoder to before the start: it then stays where it is. Where the disk fails, the
+    file ends, and `error` tells.
     """
 
     def __init__(self, file, start: int, end: int):
-        self.file, self.start, self.size, self.at = file, start, end - start, 0
+        self.file, self.start, self.size, self.at, self.error = file, start, end - start, 0, None
 
     def readable(self) -> bool:
         return True
@@ -78,8 +83,11 @@ class _Part(io.RawIOBase):
         return self.at
 
     def readinto(self, buffer) -> int:
-        self.file.seek(self.start + self.at)
-        content = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        try:
+            self.file.seek(self.start + self.at)
+            content = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        except OSError as error:
+            self.error, content = error, b""
         buffer[: len(content)] = content
         self.at += len(content)
         return len(content)
@@ -138,25 +146,51 @@ def read_blocks(source, sampling_rate: int, *, max_decoded_values: int | None = 
         raise AudioError(f"{error}{about_tracks(source)}") from error
 
 
-def resample(waveform: np.ndarray, orig_rate: int, sampling_rate: int) -> np.ndarray:
+def resample(sound, orig_rate: float, sampling_rate: int) -> np.ndarray:
     """
-    A waveform in memory, checked, downmixed and resampled as a file would be.
+    Sound in memory, checked, downmixed and resampled as a file would be.
 
     Args:
-        waveform: (num_samples,) or (num_samples, channels), float in [-1, 1] by custom, or 8, 16 or 32-bit integers at
-            full scale.
-        orig_rate, sampling_rate: Its rate and the rate wanted, in hertz.
+        sound: As in `to_mono`.
+        orig_rate, sampling_rate: Its rate, as in `checked_rate`, and the rate wanted, in hertz.
 
     Raises:
         `AudioError`: an impossible shape, type or rate; NaN or infinite samples; too short or too long.
     """
-    waveform, name = _as_float(waveform), "The waveform"
-    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] < waveform.shape[1]):
-        raise AudioError(f"A waveform has shape (num_samples,) or (num_samples, channels), not {waveform.shape}.")
-    if len(waveform) < MIN_DURATION_S * _checked_rate(orig_rate, name):
+    name = "The waveform"
+    waveform, orig_rate = to_mono(sound, name), checked_rate(orig_rate, name)
+    if len(waveform) < MIN_DURATION_S * orig_rate:
         raise AudioError(f"{name} is too short: it needs at least {MIN_DURATION_S * 1000:.0f} ms of sound.")
     _check_not_too_long(len(waveform) / orig_rate, name)
-    return soxr.resample(_downmix(waveform.reshape(len(waveform), -1), name), orig_rate, sampling_rate)
+    return soxr.resample(waveform, orig_rate, sampling_rate)
+
+
+def to_mono(sound, name: str) -> np.ndarray:
+    """
+    Sound as audio libraries give it, of any length, as (num_samples,) float32, mixed as in `read_audio`.
+
+    Args:
+        sound: An array, a tensor or nested lists of shape (num_samples,), (num_samples, channels) or (channels, num_samples).
+            There are never more channels than samples: (2, 2) are two samples of two channels, (1, 2) two samples of one.
+            Floats, in [-1, 1] by custom, or integers of 8, 16 or 32 bits at full scale. Or bytes, as of PyAudio: 16-bit
+            integers of one channel.
+        name: How a message names it.
+
+    Raises:
+        `AudioError`: another shape or type; NaN or infinite samples.
+    """
+    samples = _as_float(sound, name)
+    if samples.ndim not in (1, 2):
+        raise AudioError(
+            f"{name} has shape {samples.shape}: give (num_samples,), (num_samples, channels) or (channels, num_samples)."
+        )
+    if samples.size == 0:
+        return np.zeros(0, np.float32)
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    elif samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+    return _downmix(samples, name)
 
 
 def describe(source) -> str:
@@ -170,7 +204,7 @@ def describe(source) -> str:
 def about_tracks(source) -> str:
     """What to add to a refusal of a recording with several sound tracks, of which one was heard; of others, nothing."""
     try:
-        with _open_binary(source, "") as file, _open_with_av(_Part(file, 0, file.seek(0, io.SEEK_END))) as container:
+        with _open_binary(source, "") as file, _open_with_av(_split(file)[0]) as container:
             tracks = container.streams.audio
             if len(tracks) > 1:
                 number = tracks.index(_best_track(container)) + 1
@@ -187,7 +221,7 @@ def _resample_blocks(source, sampling_rate: int, max_decoded_values: int | None)
         if block_rate != rate:  # at first, and where a stream changes its mind
             if resampler is not None:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            rate = _checked_rate(block_rate, name)
+            rate = checked_rate(block_rate, name)
             resampler = soxr.ResampleStream(rate, sampling_rate, 1)
         duration_s += len(block) / rate
         _check_not_too_long(duration_s, name)
@@ -203,21 +237,22 @@ def _decode(source, name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarr
     """Pieces of (num_samples, channels) float32 with their rate."""
     try:
         with _open_binary(source, name) as file:
-            size = file.seek(0, io.SEEK_END)
-            if not size:
+            parts = _split(file)
+            if not parts[0].size:
                 raise AudioError(f"{name} is empty.")
-            if sound := _open_plain_wav(file, size):
-                yield from _decode_with_soundfile(sound, name, allowance)
-                return
-            starts = _find_parts(file)
-            if len(starts) > MAX_PARTS:
+            if len(parts) > MAX_PARTS:
                 raise AudioError(f"{name} is more than {MAX_PARTS:,} files in one: take it apart.")
-            for start, end in zip(starts, (*starts[1:], size)):
+            for part in parts:
                 try:
-                    yield from _decode_with_av(_Part(file, start, end), name, allowance)
+                    if sound := _open_plain_wav(part):
+                        yield from _decode_with_soundfile(sound, allowance)
+                    else:
+                        yield from _decode_with_av(part, name, allowance)
                 except (av.error.InvalidDataError, av.error.EOFError):
-                    if not start:
+                    if part is parts[0]:
                         raise  # what cannot be opened later on is skipped, as a damaged packet is
+                if part.error:
+                    raise part.error
     except AudioError:
         raise
     except Exception as error:  # there is no list of what decoders raise
@@ -227,46 +262,25 @@ def _decode(source, name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarr
         ) from error
 
 
-def _open_plain_wav(file, size: int) -> soundfile.SoundFile | None:
-    file.seek(0)
-    if file.read(4) not in (b"RIFF", b"RIFX", b"RF64"):
-        return None
-    try:
-        sound = soundfile.SoundFile(_Part(file, 0, size))
-    except (soundfile.LibsndfileError, OSError):
-        return None
-    num_bytes = sound.frames * sound.channels * PLAIN_WAV_BYTES.get(sound.subtype, 0)
-    # A recorder that was stopped hard leaves the length 0: FFmpeg then reads to the end of the file.
-    return sound if num_bytes and size - num_bytes <= MAX_HEADER_BYTES else None
-
-
-def _decode_with_soundfile(
-    sound: soundfile.SoundFile, name: str, allowance: _Allowance
-) -> Iterator[tuple[np.ndarray, int]]:
-    # Not `SoundFile.blocks`: it believes the length in the header, and fills up a shorter file with stale memory.
-    block_size = _block_size(sound.samplerate, sound.channels)
-    with sound:
-        while len(block := sound.read(block_size, dtype="float32", always_2d=True)):
-            allowance.spend(block.size)
-            yield block, sound.samplerate
-
-
-def _find_parts(file) -> list[int]:
-    """Where in a file the recordings begin that it is made of."""
+def _split(file) -> list[_Part]:
+    """The recordings that a file is made of, one as a rule."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(16)
     pattern = next((pattern for pattern in PART_STARTS if pattern.match(head)), None)
-    if pattern is None:
-        return [0]
+    fills_file = head.startswith(b"RIFF") and size - int.from_bytes(head[4:8], "little") <= MAX_HEADER_BYTES
+    if pattern is None or fills_file:
+        return [_Part(file, 0, size)]
     found, overlap, at = {0}, head, 0
     while len(found) <= MAX_PARTS and (chunk := overlap + file.read(2**20)) != overlap:
         found |= {at + match.start() for match in pattern.finditer(chunk)}
         overlap = chunk[-len(head) :]
         at += len(chunk) - len(overlap)
-    if not head.startswith(b"OggS"):
-        return sorted(found)
-    # Sound and pictures side by side begin with a page each, one right after the other.
-    return sorted(found - {_end_of_page(file, start) for start in found})
+    if head.startswith(b"OggS"):
+        # Sound and pictures side by side begin with a page each, one right after the other.
+        found -= {_end_of_page(file, start) for start in found}
+    starts = sorted(found)
+    return [_Part(file, start, end) for start, end in zip(starts, (*starts[1:], size))]
 
 
 def _end_of_page(file, start: int) -> int:
@@ -276,8 +290,31 @@ def _end_of_page(file, start: int) -> int:
     return start + 27 + segments[0] + sum(segments[1 : 1 + segments[0]]) if segments else start
 
 
-def _open_with_av(file) -> av.container.InputContainer:
-    return av.open(file, options=OPTIONS, metadata_errors="ignore")  # a title may be in any encoding
+def _open_plain_wav(part: _Part) -> soundfile.SoundFile | None:
+    if part.read(4) not in (b"RIFF", b"RIFX", b"RF64"):
+        return None
+    part.seek(0)
+    try:
+        sound = soundfile.SoundFile(part)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    num_bytes = sound.frames * sound.channels * PLAIN_WAV_BYTES.get(sound.subtype, 0)
+    # A recorder that was stopped hard leaves the length 0: FFmpeg then reads to the end of the file.
+    return sound if num_bytes and part.size - num_bytes <= MAX_HEADER_BYTES else None
+
+
+def _decode_with_soundfile(sound: soundfile.SoundFile, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
+    # Not `SoundFile.blocks`: it believes the length in the header, and fills up a shorter file with stale memory.
+    block_size = _block_size(sound.samplerate, sound.channels)
+    with sound:
+        while len(block := sound.read(block_size, dtype="float32", always_2d=True)):
+            allowance.spend(block.size)
+            yield block, sound.samplerate
+
+
+def _open_with_av(part: _Part) -> av.container.InputContainer:
+    part.seek(0)
+    return av.open(part, options=OPTIONS, metadata_errors="ignore")  # a title may be in any encoding
 
 
 def _best_track(container: av.container.InputContainer) -> av.AudioStream | None:
@@ -287,8 +324,8 @@ def _best_track(container: av.container.InputContainer) -> av.AudioStream | None
     return best if best in tracks else next(iter(tracks), None)
 
 
-def _decode_with_av(file, name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
-    with _open_with_av(file) as container:
+def _decode_with_av(part: _Part, name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
+    with _open_with_av(part) as container:
         track = _best_track(container)
         if track is None:
             raise AudioError(f"{name} has no sound track.")
@@ -377,28 +414,60 @@ def _open_binary(source, name: str):
         raise AudioError(f"{name} cannot be opened: {reason}.") from error
 
 
-def _as_float(waveform) -> np.ndarray:
-    """The same waveform as float32, integers as parts of their full scale."""
+def _as_float(sound, name: str) -> np.ndarray:
+    """The same numbers as float32, integers as parts of their full scale."""
+    if hasattr(
+        sound, "is_floating_point"
+    ):  # a tensor, perhaps on a GPU, with a gradient, or of a type that NumPy does not have
+        sound = sound.detach().cpu()
+        sound = sound.float() if sound.is_floating_point() else sound
+    elif _is_bytes(sound):
+        content = bytes(sound)
+        if len(content) % 2:
+            raise AudioError(f"{name} has an odd number of bytes: give 16-bit integers, of two bytes each.")
+        sound = np.frombuffer(content, np.int16)
     try:
-        waveform = np.asarray(waveform)
-    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list; a tensor on a GPU or with a gradient
-        raise AudioError(f"A waveform is an array of numbers: {str(error).splitlines()[0]}") from error
-    if waveform.dtype.kind in "iu" and waveform.dtype.itemsize <= 4:
-        limits = np.iinfo(waveform.dtype)
+        samples = np.asarray(sound)
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, say
+        raise AudioError(f"{name} is no array of numbers: {str(error).splitlines()[0]}") from error
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize <= 4:
+        limits = np.iinfo(samples.dtype)
         middle = 0 if limits.min else (limits.max + 1) // 2
-        return ((waveform - np.float64(middle)) / ((limits.max - limits.min + 1) / 2)).astype(np.float32)
-    if waveform.dtype.kind != "f":
-        raise AudioError(f"A waveform is an array of numbers, floats or 8 to 32-bit integers, not {waveform.dtype}.")
+        return ((samples - np.float64(middle)) / ((limits.max - limits.min + 1) / 2)).astype(np.float32)
+    if samples.dtype.kind != "f":
+        kind = samples.dtype if samples.ndim else type(sound).__name__
+        raise AudioError(f"{name} is {kind}: give an array of numbers, floats or 8 to 32-bit integers at full scale.")
     with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
-        return waveform.astype(np.float32)
+        return samples.astype(np.float32)
 
 
-def _checked_rate(rate, name: str) -> int:
-    if not isinstance(rate, (int, np.integer)) or not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-        raise AudioError(
-            f"{name} has sampling rate {rate!r}: expected a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz."
-        )
-    return int(rate)
+def _is_bytes(sound) -> bool:
+    """Whether it is memory without a type, such as `bytes` or the buffers of sounddevice's raw streams."""
+    if hasattr(sound, "__array__"):
+        return False
+    try:
+        return memoryview(sound).format == "B"
+    except TypeError:
+        return False
+
+
+def checked_rate(rate, name: str) -> int:
+    """
+    A sampling rate in hertz: a whole number, of whatever type.
+
+    Raises:
+        `AudioError`: it is none, or not from `MIN_RATE_HZ` to `MAX_RATE_HZ`.
+    """
+    number = rate.item() if getattr(rate, "ndim", None) == 0 else rate  # of NumPy or PyTorch
+    hertz = number if isinstance(number, numbers.Real) and not isinstance(number, bool) else math.nan
+    if MIN_RATE_HZ <= hertz <= MAX_RATE_HZ and hertz == int(hertz):
+        return int(hertz)
+    example = round(1000 * hertz) if MIN_RATE_HZ <= 1000 * hertz <= MAX_RATE_HZ else 44_100  # it may be in kilohertz
+    shown = repr(number) if len(repr(number)) < 40 else type(number).__name__
+    raise AudioError(
+        f"{name} has sampling rate {shown}: give hertz, a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ}, such as "
+        f"{example}."
+    )
 
 
 def _check_channels(channels: int, name: str) -> None:
@@ -413,12 +482,11 @@ def _check_not_too_long(duration_s: float, name: str) -> None:
 
 def _downmix(block: np.ndarray, name: str) -> np.ndarray:
     """(num_samples, channels) -> (num_samples,), refusing what is not a number."""
-    channels = block.shape[1]
-    mono = block[:, 0]
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-        if channels > 1:
-            # As a product forty times as fast as `block.mean(1)`, which sums two numbers at a time.
-            mono = block @ np.full(channels, 1 / channels, np.float32)
+        # Few channels are quicker one by one, many row by row. A product of matrices would wait for several threads.
+        channels = block.shape[1]
+        mono = (sum(block.T) if channels < 8 else block.sum(1)) / np.float32(channels)
+        if channels > 1 and len(block) >= 50:  # fewer may cancel by chance
             some = slice(None, None, 1 + len(block) // 10_000)  # samples, which tell as much as all of them
             powers = np.ascontiguousarray(block[some].T).var(1)
             if MAX_WEAKENING * mono[some].var() < powers.max():

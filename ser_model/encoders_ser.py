@@ -9,7 +9,6 @@ nothing: it is put back to zero before whatever looks beyond one frame, which th
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .configuration_ser import SerConfig
 from .descriptors_ser import cosines
@@ -63,14 +62,13 @@ class SerBiLSTM(nn.Module):
         return states * mask[..., None].to(states.dtype), final[:, 0]
 
     def _whole(self, hidden_states):
-        """Of clips that are all as long as the batch: both directions in one call."""
-        directions = [lstm for lstm in (self.forwards, self.backwards) if lstm is not None]
-        weights = [weight for lstm in directions for weight in lstm.all_weights[0]]
-        start = hidden_states.new_zeros(len(directions), hidden_states.shape[0], self.forwards.hidden_size)
-        states, final, _ = torch.lstm(
-            hidden_states, (start, start), weights, True, 1, 0.0, self.training, len(directions) == 2, True
-        )
-        return states, final.transpose(0, 1).flatten(1)
+        """Of clips that are all as long as the batch."""
+        states, _ = self.forwards(hidden_states)
+        if self.backwards is None:
+            return states, states[:, -1]
+        states_back, _ = self.backwards(hidden_states.flip(1))
+        final = torch.cat([states[:, -1], states_back[:, -1]], -1)
+        return torch.cat([states, states_back.flip(1)], -1), final
 
 
 class SerMaxPool(nn.Module):
@@ -203,6 +201,10 @@ class SerImageEncoder(SerAttentionEncoder):
         super().__init__(config, num_channels)
         self.num_bands = config.feature_size - config.num_lags
         channels, strides = config.image_channels, config.conv_strides
+        if len(channels) != len(strides):
+            raise ValueError(
+                f"image_channels must have as many entries as conv_strides ({len(strides)}), not {len(channels)}."
+            )
         size, self.stride = config.conv_kernel_size, strides[0]
         self.conv = nn.Conv2d(1, channels[0], size, stride=(2, self.stride), padding=size // 2, bias=False)
         self.norm = nn.BatchNorm2d(channels[0])
@@ -301,6 +303,10 @@ class SerConvTransformerEncoder(nn.Module):
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
         state_size = 2 * config.lstm_hidden_size
+        if state_size % config.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide 2 x lstm_hidden_size ({state_size}), not be {config.num_attention_heads}."
+            )
         layer = nn.TransformerEncoderLayer(
             state_size,
             config.num_attention_heads,
@@ -308,6 +314,7 @@ class SerConvTransformerEncoder(nn.Module):
             dropout=config.hidden_dropout,
             batch_first=True,
         )
+        layer.activation_relu_or_gelu = 0  # or torch takes a short cut past what is put in the place of its parts
         self.transformer = nn.TransformerEncoder(layer, config.num_transformer_layers, enable_nested_tensor=False)
         self.dense = nn.Linear(channels[-1] + state_size, config.hidden_size)
         self.dense_dropout = nn.Dropout(config.hidden_dropout)
@@ -384,6 +391,8 @@ class SerPerceptronEncoder(nn.Module):
         super().__init__()
         self.rows = rows
         num_rows, num_columns = rows.stop - rows.start, config.num_statistics[-1]
+        if not num_rows * num_columns:
+            raise ValueError(f"num_statistics must be what the extractor gives, not {list(config.num_statistics)}.")
         self.register_buffer("mean", torch.zeros(num_rows, num_columns))
         self.register_buffer("deviation", torch.ones(num_rows, num_columns))
         self.input_dropout = nn.Dropout1d(config.input_dropout)
@@ -432,27 +441,11 @@ ENCODERS = {
     "correlation_perceptron": SerCorrelationEncoder,
 }
 
-# By class, the layers that batch normalisation follows, and with it.
-NORMALISED = {
-    SerResidualBlock: (("conv1", "norm1"), ("conv2", "norm2")),
-    SerImageEncoder: (("conv", "norm"), ("joint_conv", "joint_norm")),
-    SerDistributionEncoder: (("hidden", "norm"),),
-    SerCorrelationEncoder: (("hidden", "norm"),),
-}
-
-
-def fold_norms(network: nn.Module) -> None:
-    """Makes batch normalisation a part of the layers before it, for inference alone."""
-    for module in network.modules():
-        for name, norm in NORMALISED.get(type(module), ()):
-            layer = getattr(module, name)
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            setattr(module, name, fuse(layer, getattr(module, norm)))
-            setattr(module, norm, nn.Identity())
-
 
 def _conv_channels(config: SerConfig) -> list[int]:
     channels = config.conv_channels
+    if not config.conv_strides:
+        raise ValueError("conv_strides must have an entry for each convolution.")
     return [channels] * len(config.conv_strides) if isinstance(channels, int) else list(channels)
 
 

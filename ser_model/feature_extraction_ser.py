@@ -1,7 +1,7 @@
 """From waveform to features: all signal processing and all normalisation, and nothing of the network."""
 
-import copy
 import math
+import reprlib
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from .descriptors_ser import (
     spectral_centroid_and_bandwidth,
     zero_crossing_rate,
 )
-from .script_ser import EXAMPLE_SIZE, to_script
-from .statistics_ser import BANDS_A_GROUP, contours_and_moves, describe_contours, in_order, statistics_shape
+from .statistics_ser import BANDS_A_GROUP, clip_statistics, statistics_shape
 
 # Bands that hardly move (above a telephone's 4 kHz, say) must not be blown up to unit deviation: they are
 # divided by this at least.
@@ -31,6 +30,24 @@ MIN_DEVIATION_DB = 1.0
 # Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
 # without pauses is kept but for its quietest frames.
 NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
+# Of each number, the least and the most. With all of them at their limits a window of sound takes less than a gigabyte.
+WHOLE = {
+    "feature_size": (1, 2048),
+    "num_mel_bins": (1, 512),
+    "sampling_rate": (1000, 192_000),
+    "n_fft": (16, 16_384),
+    "hop_length": (1, 10**7),
+    "max_frames": (1, 10**7),
+}
+LIMITS = {
+    **WHOLE,
+    "f_min_hz": (0, 96_000),
+    "f_max_hz": (0, 96_000),
+    "top_db": (1, 1000),
+    "trim_db": (1, 1000),
+    "padding_value": (-1000, 1000),
+}
+MAX_FRAMES_A_SECOND, MAX_SCALE = 500, 1e9
 LAG_SCALE = 2.0  # autocorrelations then vary about as much as normalised bands do
 
 
@@ -102,7 +119,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.feature_type = feature_type
         self.statistics = statistics
-        self.num_mel_bins = num_mel_bins or {"log_mel": feature_size, "log_mel_pitch": 64}.get(feature_type, 128)
+        if num_mel_bins is None:
+            num_mel_bins = {"log_mel": feature_size, "log_mel_pitch": 64}.get(str(feature_type), 128)
+        self.num_mel_bins = num_mel_bins
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.f_min_hz = f_min_hz
@@ -132,8 +151,36 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_settings(self) -> int:
         """How many lags or MFCC the features hold."""
+        for name, (least, most) in LIMITS.items():
+            value, kind = getattr(self, name), int if name in WHOLE else (int, float)
+            if value is None and name in ("trim_db", "max_frames"):
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+                number = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name} must be {number} from {least} to {most}, not {reprlib.repr(value)}.")
+        for name in ("relative_level", "statistics"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {reprlib.repr(getattr(self, name))}.")
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft must be even, not {self.n_fft}.")
+        if self.hop_length * MAX_FRAMES_A_SECOND < self.sampling_rate:
+            raise ValueError(
+                f"hop_length must be at least {math.ceil(self.sampling_rate / MAX_FRAMES_A_SECOND)} at "
+                f"{self.sampling_rate} Hz, not {self.hop_length}."
+            )
         if self.normalize not in ("utterance", "dataset", None):
-            raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {self.normalize!r}.")
+            raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {reprlib.repr(self.normalize)}.")
+        for name, least in (("mean", -MAX_SCALE), ("std", 1 / MAX_SCALE)):
+            values = getattr(self, name)
+            if values is not None and not (
+                isinstance(values, (list, tuple))
+                and len(values) == self.feature_size
+                and all(type(value) in (int, float) and least <= value <= MAX_SCALE for value in values)
+            ):
+                raise ValueError(
+                    f"{name} must be {self.feature_size} numbers from {least:g} to {MAX_SCALE:g}, as feature_size says, not "
+                    f"{reprlib.repr(values)}."
+                )
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sampling_rate / 2:
             raise ValueError(
                 f"Mel bands must lie between 0 and {self.sampling_rate / 2:g} Hz (half the sampling rate), "
@@ -141,8 +188,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         mel = self.num_mel_bins
         num_others = {"log_mel": mel, "log_mel_pitch": mel, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
-        if self.feature_type not in num_others:
-            raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
+        if not isinstance(self.feature_type, str) or self.feature_type not in num_others:
+            raise ValueError(
+                f"feature_type must be one of {', '.join(num_others)}, not {reprlib.repr(self.feature_type)}."
+            )
         kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
         num_rest, odd = divmod(self.feature_size - num_others[self.feature_type], kinds)
         limits = {"log_mel": (0, 0), "log_mel_pitch": (1, math.inf)}
@@ -151,6 +200,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"{self.feature_type} features of {mel} mel bands must not have the size {self.feature_size}."
             )
+        harmonics = harmonic_bins(self.n_fft, self.sampling_rate)
+        if self.feature_type == "log_mel_pitch" and harmonics.start >= harmonics.stop:
+            raise ValueError(f"n_fft must be longer to hear the pitch at {self.sampling_rate} Hz, not {self.n_fft}.")
         if self.statistics and (self.feature_type != "log_mel_pitch" or mel % BANDS_A_GROUP):
             raise ValueError(
                 f"statistics must be of log_mel_pitch features with a multiple of {BANDS_A_GROUP} mel bands, not of "
@@ -161,22 +213,7 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
     def to_dict(self):
         """The parameters, without what follows from them."""
         derived = ("mel_filters", "window", "lag_filters", "num_lags", "num_mfcc", "num_statistics")
-        scripts = ("read_frames", "read_contours")
-        return {k: v for k, v in super().to_dict().items() if k not in (*derived, *scripts)}
-
-    def for_inference(self) -> "SerFeatureExtractor":
-        """A copy that gives the same features in a sixth less time: most of its many small steps are TorchScript, not Python."""
-        self._check_scale()
-        scripted = copy.copy(self)
-        (num_clips, num_frames), size = EXAMPLE_SIZE, (EXAMPLE_SIZE[1] - 1) * self.hop_length
-        waveforms = torch.linspace(-1, 1, num_clips * size).view(num_clips, size)
-        power = power_spectrum(waveforms, self.window, self.hop_length)
-        frames = (power, waveforms, torch.full((num_clips,), size), torch.ones(num_clips, num_frames, dtype=torch.bool))
-        scripted.read_frames = to_script(self.read_frames, frames)
-        if self.statistics:
-            values, voiced, inside = self.read_frames(*frames)[2:]
-            scripted.read_contours = to_script(self.read_contours, (values, in_order(values, inside), voiced, inside))
-        return scripted
+        return {k: v for k, v in super().to_dict().items() if k not in derived}
 
     @property
     def max_duration_s(self) -> float:
@@ -270,15 +307,6 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         What `__call__` returns, from power spectra (batch, num_frames, n_fft // 2 + 1), and their mask, of prepared waveforms
         (batch, num_samples) of `num_samples` (batch,) each.
         """
-        features, mask, *contours = self.read_frames(power, waveforms, num_samples, mask)
-        described = {"input_features": features, "attention_mask": mask}
-        if contours:
-            values, voiced, inside = contours
-            described["statistics"] = self.read_contours(values, in_order(values, inside), voiced, inside)
-        return described
-
-    def read_frames(self, power, waveforms, num_samples, mask) -> tuple[torch.Tensor, ...]:
-        """Features and mask, and with `statistics` what `contours_and_moves` gives of them."""
         mel_power = power @ self.mel_filters
         features = self._frame_features(power, mel_power, waveforms, num_samples, mask)
         if self.trim_db is not None:
@@ -286,19 +314,18 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         if self.feature_type == "descriptors":
             features, mask = mean_over_time(features, mask)[:, None], mask[:, :1]
         features, mask = features[:, : self.max_frames], mask[:, : self.max_frames]
-        contours = ()
+        of_clip = {}
         if self.statistics:
             bands, lags = features.split([self.num_mel_bins, self.num_lags], -1)
-            contours = contours_and_moves(bands, lags / LAG_SCALE, mask)
+            of_clip["statistics"] = clip_statistics(bands, lags / LAG_SCALE, mask)
         if self.normalize == "utterance":
             num_normalized = features.shape[2] - self.num_lags
             normalized = _normalize_utterances(features[..., :num_normalized], mask)
             features = torch.cat([normalized, features[..., num_normalized:]], -1)
         elif self.normalize == "dataset":
             features = (features - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return features.masked_fill(~mask[..., None], self.padding_value), mask.long(), *contours
-
-    read_contours = staticmethod(describe_contours)
+        features = features.masked_fill(~mask[..., None], self.padding_value)
+        return {"input_features": features, "attention_mask": mask.long(), **of_clip}
 
     def is_heard(self, mel_power: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """

@@ -1,7 +1,5 @@
 """The network: an encoder or several side by side, and a classifier. It knows neither files nor signal processing."""
 
-import copy
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,8 +7,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from .configuration_ser import SerConfig
-from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptronEncoder, fold_norms
-from .script_ser import EXAMPLE_SIZE, to_script
+from .encoders_ser import ENCODERS, SerCepstrum, SerPerceptronEncoder
 
 
 class SerPreTrainedModel(PreTrainedModel):
@@ -156,15 +153,6 @@ class SerForAudioClassification(SerPreTrainedModel):
         result = SequenceClassifierOutput(loss=loss, logits=logits, attentions=outputs.attentions)
         return result if return_dict else result.to_tuple()
 
-    def for_inference(self) -> "SerInference":
-        """
-        A copy that gives the same answers in a third less time on a CPU, and can no longer learn: batch normalisation is
-        part of the layers before it, whose weights lie in memory as the CPU wants them, and see `SerInference`.
-        """
-        network = copy.deepcopy(self).eval()
-        fold_norms(network)
-        return SerInference(network.to(memory_format=torch.channels_last))
-
     def _divided(self, input_features, attention_mask, statistics, labels):
         """`forward` with `divide_batch`: the loss, and each clip's logits by the member that heard it."""
         num_members = len(self.classifiers)
@@ -176,37 +164,3 @@ class SerForAudioClassification(SerPreTrainedModel):
             logits.append(classify(self.dropout(pooled)))
             losses.append(nn.functional.cross_entropy(logits[-1], targets))
         return SequenceClassifierOutput(loss=torch.stack(losses).mean(), logits=torch.cat(logits))
-
-
-class SerInference(nn.Module):
-    """A network that no longer learns. Clips without padding run through its TorchScript, which Python does not slow down."""
-
-    def __init__(self, network: SerForAudioClassification):
-        super().__init__()
-        self.network = network
-        about = {"dtype": network.dtype, "device": network.device}
-        num_kinds, num_contours, num_columns = network.config.num_statistics
-        example = [torch.zeros(*EXAMPLE_SIZE, network.config.feature_size, **about)]
-        if num_columns:
-            example.append(torch.zeros(EXAMPLE_SIZE[0], num_kinds + num_contours, num_columns, **about))
-        self.script = to_script(_Tensors(network), tuple(example))
-
-    def forward(self, input_features, attention_mask=None, statistics=None, output_attentions=False):
-        """As `SerForAudioClassification`."""
-        if attention_mask is not None:
-            return self.network(input_features, attention_mask, statistics, output_attentions=output_attentions)
-        logits, *attentions = self.script(input_features, *([] if statistics is None else [statistics]))
-        return SequenceClassifierOutput(
-            logits=logits, attentions=attentions[0] if output_attentions and attentions else None
-        )
-
-
-class _Tensors(nn.Module):
-    """Tensors in, and a tuple of tensors out, as tracing wants it."""
-
-    def __init__(self, network: SerForAudioClassification):
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_features, statistics=None):
-        return self.network(input_features, None, statistics, output_attentions=True, return_dict=False)

@@ -1,6 +1,7 @@
 """Any recording of any length -> windows -> emotions over time, behind the interface of transformers' pipelines."""
 
 import http.client
+import itertools
 import os
 import tempfile
 import urllib.request
@@ -12,12 +13,12 @@ from transformers import AutoModelForAudioClassification
 from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 
 from .audio import AudioError, about_tracks, describe, read_blocks, resample
+from .threads_ser import one_thread
 from .voice import NoVoiceError, has_voice
 
-# Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than half of it joins the last window,
-# so windows last from half to one and a half times WINDOW_S (a recording shorter than that is one window). Of an extractor
-# that hears less at once, windows last no longer than that, and what does not fit is a window of its own.
-WINDOW_S = 4.0
+# Trained on clips of 3 to 5 s. A recording is cut every WINDOW_S; a rest shorter than MIN_REST_S joins the last window. Of an
+# extractor with a longest clip, windows last no longer than that, and a rest that does not fit is a window of its own.
+WINDOW_S, MIN_REST_S = 4.0, 2.0
 # Below -80 dB of full scale there is nothing to hear in a 16-bit recording but its last bits.
 SILENCE_PEAK = 1e-4
 EDGE_SIZE = 200  # samples at either end of a recording in which resampling may ring
@@ -29,7 +30,8 @@ class SerPipeline(ChunkPipeline):
     """
     Emotions in recordings: paths, bytes, arrays or dicts; any format, rate, number of channels and length.
 
-    Where the stock `AudioClassificationPipeline` hears one clip whole, this one reads in blocks and scores windows.
+    Where the stock `AudioClassificationPipeline` hears one clip whole, this one reads in blocks and scores windows. It computes
+    on one thread, whatever number PyTorch is set to, with what `model` and `feature_extractor` are at the time of the call.
 
     Example:
 
@@ -52,16 +54,14 @@ class SerPipeline(ChunkPipeline):
     def __init__(self, *args, voice_only: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.voice_only = voice_only
-        # `model` and `feature_extractor` can be saved and shared, these are quicker.
-        self.network, self.extractor = self.model.for_inference(), self.feature_extractor.for_inference()
 
     def __call__(self, inputs, **kwargs):
         """
         Args:
-            inputs: A path, the bytes of a file, a binary file, an array or tensor of shape (num_samples,) or
-                (num_samples, channels) at the model's rate, or a dict: `{"array" or "raw": array, "sampling_rate": int}`,
-                or `{"bytes": bytes}` or `{"path": path}` as in a column of `datasets.Audio`. Or several of these: a
-                list, a generator or a dataset.
+            inputs: A path, the bytes of a file, a binary file, an array or tensor at the model's rate, of any shape and type
+                that `audio.to_mono` takes, or a dict: `{"array" or "raw": sound, "sampling_rate": hertz}`, with whatever
+                that takes, or `{"bytes": bytes}` or `{"path": path}` of a file as in a column of `datasets.Audio`. Or
+                several of these: a list, a generator or a dataset.
             top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
             voice_only (`bool`, *optional*): Whether windows without a voice have no answer. As the pipeline was made if
@@ -105,17 +105,24 @@ class SerPipeline(ChunkPipeline):
         if isinstance(inputs, list) and batch_size == 1 and not num_workers:
             # The DataLoader around windows that come one by one would take a tenth of a clip's time.
             return (self.run_single(recording, *params) for recording in inputs)
-        return super().get_iterator(inputs, num_workers, batch_size, *params)
+        iterator = super().get_iterator(inputs, num_workers, batch_size, *params)
+        windows = iterator.loader.loader
+        windows.collate_fn = one_thread()(windows.collate_fn)
+        return iterator
 
     def preprocess(self, inputs, voice_only=None, allow_urls=False, on_window=None) -> Iterator[dict]:
         rate = self.feature_extractor.sampling_rate
         voice_only = self.voice_only if voice_only is None else voice_only
         start, has_sound, has_answer = 0, False, False
         blocks = self._blocks(inputs, allow_urls)
-        for window, is_last in _mark_last(cut_windows(blocks, *self._window_sizes())):
+        for window, is_last in _mark_last(cut_windows(blocks, *window_sizes(self.feature_extractor))):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
             sound = not is_silent(window)
-            counts = sound and (not voice_only or has_voice(window, rate))
+            with one_thread():
+                counts = sound and (not voice_only or has_voice(window, rate))
+                # Of what does not count one sample is enough.
+                heard = window if counts else window[:1]
+                features = self.feature_extractor(heard, sampling_rate=rate, return_tensors="pt")
             has_sound, has_answer = has_sound or sound, has_answer or counts
             if is_last and not has_answer:
                 what = "has no voice in it" if has_sound else "is silent"
@@ -123,21 +130,27 @@ class SerPipeline(ChunkPipeline):
                 raise NoVoiceError(about + about_tracks(inputs))
             if on_window is not None:
                 on_window(times["end_s"])
-            # Of what does not count one sample is enough.
-            features = self.extractor(window if counts else window[:1], sampling_rate=rate, return_tensors="pt")
-            yield {**features.to(self.dtype), **times, "counts": counts, "is_last": is_last}
+            yield {**features, **times, "counts": counts, "is_last": is_last}
             start += len(window)
 
+    @one_thread()
     def _forward(self, model_inputs, output_attentions=False):
         about = {name: model_inputs.pop(name) for name in ("start_s", "end_s", "counts", "is_last")}
         if not np.any(about["counts"]):  # hours of silence would else take as long as hours of speech
             size = (len(model_inputs["input_features"]), self.model.config.num_labels)
             return {**about, "probabilities": torch.zeros(size), "attentions": None}
+        if any(module.training for module in self.model.modules()):  # as training, or an adapter put in, leaves them
+            self.model.eval()
         if len(model_inputs["input_features"]) == 1:
             model_inputs.pop("attention_mask")  # one window has no padding
-        outputs = self.network(**model_inputs, output_attentions=output_attentions)
+        # Where the weights are now, and in their precision; all of them may be integers of torch's own.
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(0))
+        inputs = {name: x.to(like if x.is_floating_point() else like.device) for name, x in model_inputs.items()}
+        outputs = self.model(**inputs, output_attentions=output_attentions)
         return {**about, "probabilities": outputs.logits.float().softmax(-1), "attentions": outputs.attentions}
 
+    @one_thread()
     def postprocess(self, model_outputs, top_k=None, timeline=False):
         spans = np.array([output["end_s"] - output["start_s"] for output in model_outputs])
         counts = np.array([output["counts"] for output in model_outputs])
@@ -153,11 +166,6 @@ class SerPipeline(ChunkPipeline):
         ]
         return {**answer, "duration_s": windows[-1]["end_s"], "windows": windows}
 
-    def _window_sizes(self) -> tuple[int, int]:
-        """Samples in a window, and the most that the last one may have."""
-        rate, limit_s = self.feature_extractor.sampling_rate, self.feature_extractor.max_duration_s
-        return round(min(WINDOW_S, limit_s) * rate), round(min(1.5 * WINDOW_S, limit_s) * rate)
-
     def _answer(self, probabilities: np.ndarray) -> dict:
         scores = {self.model.config.id2label[i]: float(p) for i, p in enumerate(probabilities)}
         label = max(scores, key=scores.get)
@@ -170,15 +178,11 @@ class SerPipeline(ChunkPipeline):
             inputs = _from_dict(inputs)
         elif hasattr(inputs, "get_all_samples"):  # what `datasets` decodes to where torchcodec is installed
             samples = inputs.get_all_samples()
-            inputs = (samples.data.T, samples.sample_rate)
+            inputs = (samples.data, samples.sample_rate)
         elif isinstance(inputs, (np.ndarray, torch.Tensor)):
             inputs = (inputs, rate)
         if isinstance(inputs, tuple):
-            waveform, orig_rate = inputs
-            if isinstance(waveform, torch.Tensor):
-                waveform = waveform.detach().cpu()
-                waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-            yield resample(waveform, orig_rate, rate)
+            yield resample(*inputs, rate)
         elif allow_urls and isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
             with tempfile.TemporaryDirectory() as folder:
                 path = _download(inputs, os.path.join(folder, "recording"))
@@ -227,17 +231,24 @@ def is_silent(waveform: np.ndarray) -> bool:
     return float(np.ptp(inner)) < 2 * SILENCE_PEAK
 
 
-def cut_windows(blocks: Iterator[np.ndarray], window_size: int, longest: int) -> Iterator[np.ndarray]:
+def window_sizes(extractor) -> tuple[int, int]:
+    """Samples in a window, and the fewest that are a window of their own when they are left over: fewer join the last one."""
+    rate, limit_s = extractor.sampling_rate, extractor.max_duration_s
+    size, longest = (round(min(duration_s, limit_s) * rate) for duration_s in (WINDOW_S, WINDOW_S + MIN_REST_S))
+    return size, min(longest - size + 1, round(MIN_REST_S * rate))
+
+
+def cut_windows(blocks: Iterator[np.ndarray], size: int, min_rest: int) -> Iterator[np.ndarray]:
     """
-    Consecutive windows of `window_size` samples out of pieces of any size; the last has what is left, which is up to
-    `longest` samples.
+    Consecutive windows of `size` samples out of pieces of any size; fewer than `min_rest` samples that are left over join
+    the last one. `web/windows.mjs` does the same, and `tests/windows.json` has the cases that both are tested on.
     """
     buffered = np.zeros(0, np.float32)
     for block in blocks:
         buffered = np.concatenate([buffered, block])
-        while len(buffered) > longest:
-            yield buffered[:window_size]
-            buffered = buffered[window_size:]
+        while len(buffered) >= size + min_rest:
+            yield buffered[:size]
+            buffered = buffered[size:]
     yield buffered
 
 

@@ -39,32 +39,13 @@ def clip_statistics(bands_db: torch.Tensor, autocorrelations: torch.Tensor, mask
         frame to frame. First come rows of one kind of statistic each; then one of how much and how long the voice is heard,
         most of which is 0; then one for each contour, which hold its correlations with all columns.
     """
-    values, voiced, mask = contours_and_moves(bands_db, autocorrelations, mask)
-    return describe_contours(values, in_order(values, mask), voiced, mask)
-
-
-def contours_and_moves(bands_db, autocorrelations, mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """At every `STEP`th frame, (batch, num_columns, num_steps); which are voiced, and which no padding, (batch, 1, num_steps)."""
     mask = mask[:, None]
     contours, voiced = _contours(bands_db, autocorrelations, mask)
     contours = _smooth(contours, mask.to(contours))
     contours, voiced, mask = (x[..., ::STEP] for x in (contours, voiced, mask))
     (before, after), (has_before, has_after) = _neighbours(contours), _neighbours(mask)
     moves = (after - before) * (has_before & has_after)
-    return torch.cat([contours, moves], 1), voiced, mask
-
-
-def in_order(values, mask):
-    """From low to high in time, padding last. By itself, as NumPy takes a tenth of torch's time, but cannot be traced."""
-    values = values.masked_fill(~mask, math.inf)
-    if torch.onnx.is_in_onnx_export():
-        return values.sort(2).values
-    return torch.from_numpy(np.sort(values.numpy(), axis=2))
-
-
-def describe_contours(values, ordered, voiced, mask) -> torch.Tensor:
-    """What `clip_statistics` returns, of `contours_and_moves`, and these `in_order`."""
-    kinds, correlations = _describe(values, ordered, mask)
+    kinds, correlations = _describe(torch.cat([contours, moves], 1), mask)
     voicing = _voicing(voiced, mask)[:, None]
     voicing = torch.nn.functional.pad(voicing, (0, kinds.shape[2] - voicing.shape[2]))
     return torch.cat([kinds, voicing, correlations], 1)
@@ -165,7 +146,7 @@ def _smooth(contours, inside):
     return three(contours * inside) * (inside / three(inside).clamp(min=1))
 
 
-def _describe(values: torch.Tensor, ordered: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _describe(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     How values (batch, num_columns, num_frames) are distributed and how they go up and down in time, under the mask, (batch,
     n, num_columns); and how those of the first half are correlated with all, (batch, num_columns // 2, num_columns).
@@ -184,6 +165,7 @@ def _describe(values: torch.Tensor, ordered: torch.Tensor, mask: torch.Tensor) -
     deviation = variance.sqrt()
     skewness = _sum(square * away) / num_frames / (variance * deviation)
     kurtosis = _sum(square.square()) / num_frames / variance.square()
+    ordered = _in_order(values.masked_fill(~mask, math.inf))
     last = num_frames - 1
     rank = QUANTILES * last
     below = rank.floor()
@@ -228,6 +210,13 @@ def _describe(values: torch.Tensor, ordered: torch.Tensor, mask: torch.Tensor) -
     standardised = away / (deviation * num_frames.sqrt())
     correlations = standardised[:, : values.shape[1] // 2] @ standardised.transpose(1, 2)
     return torch.cat(parts, 2).transpose(1, 2), correlations
+
+
+def _in_order(values):
+    """From low to high in time. NumPy takes a tenth of torch's time, but cannot be exported."""
+    if torch.onnx.is_in_onnx_export():
+        return values.sort(2).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=2))
 
 
 def _sum(values):

@@ -1,11 +1,12 @@
 """The running answer on what a microphone hears, for live use."""
 
+import numbers
 from collections.abc import Iterator
 
 import numpy as np
 import soxr
 
-from .audio import AudioError
+from .audio import checked_rate, to_mono
 from .pipeline_ser import WINDOW_S, SerPipeline
 from .voice import NoVoiceError
 
@@ -20,11 +21,11 @@ class SerStream:
 
     Args:
         classifier: As `load_pipeline` gives it.
-        sampling_rate: Of what is fed, in hertz.
+        sampling_rate: Of what is fed, in hertz, as in `audio.checked_rate`.
         every_s: From one answer to the next, in seconds.
 
     Raises:
-        `ValueError`: a rate that is not above 0; a step that is not above 0 or is longer than a window.
+        `ValueError`: an impossible rate; a step that is not above 0 or is longer than a window.
 
     Example:
 
@@ -36,10 +37,9 @@ class SerStream:
     """
 
     def __init__(self, classifier: SerPipeline, *, sampling_rate: int, every_s: float = 0.5):
-        if sampling_rate <= 0:
-            raise ValueError(f"sampling_rate is {sampling_rate}: give what is fed, in hertz, such as 48000.")
-        if not 0 < every_s <= WINDOW_S:
-            raise ValueError(f"every_s is {every_s}: give more than 0 and at most {WINDOW_S:g} seconds.")
+        sampling_rate = checked_rate(sampling_rate, "The stream")
+        if isinstance(every_s, bool) or not isinstance(every_s, numbers.Real) or not 0 < every_s <= WINDOW_S:
+            raise ValueError(f"every_s is {every_s!r}: give more than 0 and at most {WINDOW_S:g} seconds.")
         self.classifier = classifier
         self.rate = classifier.feature_extractor.sampling_rate
         self._resampler = soxr.ResampleStream(sampling_rate, self.rate, 1)
@@ -48,10 +48,11 @@ class SerStream:
         self._waveform = np.zeros(0, np.float32)  # what later windows still need
         self._start = 0  # of it, in samples since the first
 
-    def feed(self, samples: np.ndarray) -> list[dict]:
+    def feed(self, samples) -> list[dict]:
         """
         Args:
-            samples: (num_samples,) float in [-1, 1] by custom, mono, what came since the last call; of any length.
+            samples: What came since the last call: an array, tensor or bytes of any length, shape and type that
+                `audio.to_mono` takes.
 
         Returns:
             The answers that are due now, the earlier first, none before `WINDOW_S` seconds were heard: `start_s`,
@@ -59,13 +60,9 @@ class SerStream:
             `None`.
 
         Raises:
-            `AudioError`: not (num_samples,), or NaN or infinite samples; the stream goes on without them.
+            `AudioError`: another shape or type, or NaN or infinite samples; the stream goes on without them.
         """
-        samples = np.asarray(samples, np.float32)
-        if samples.ndim != 1:
-            raise AudioError(f"What is fed has shape (num_samples,), mono, not {samples.shape}: average the channels.")
-        if not np.isfinite(samples).all():
-            raise AudioError("What is fed contains NaN or infinite samples: check the microphone's driver.")
+        samples = to_mono(samples, "What is fed")
         self._waveform = np.concatenate([self._waveform, self._resampler.resample_chunk(samples)])
         return [self._answer(start_s, window) for start_s, window in self._due()]
 

@@ -1,13 +1,17 @@
 """The demo over real HTTP, as a visitor's script meets it, and its parts directly."""
 
+import ast
 import asyncio
 import base64
 import csv
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -21,8 +25,9 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
 import app
-from demo import hearing, pictures, results, tabs
-from ser_model.audio import AudioError
+from demo import hearing, lanes, pictures, results, tabs
+from demo.lanes import BusyError, Lanes, Places
+from ser_model.audio import AudioError, read_blocks
 from ser_model.configuration_ser import EMOTIONS
 from ser_model.pretrained import available, load_pipeline
 from tests.conftest import ROOT, make_no_voice, make_result, make_voice
@@ -47,6 +52,13 @@ def client(classifier, tmp_path_factory):
 def write(path, waveform, rate=16000) -> str:
     soundfile.write(path, waveform, rate)
     return str(path)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -145,21 +157,182 @@ def test_nothing_but_the_documented_calls_is_public(client):
     assert not client.view_api(return_format="dict", print_info=False)["unnamed_endpoints"]
 
 
-def test_an_assistant_can_call_it(client, classifier, clip):
-    async def call() -> tuple[list[str], dict]:
+def ask_as_assistant(client, *calls: tuple[str, dict]) -> tuple[dict, list]:
+    """The tools by name, and the answer to each call, as an assistant gets them."""
+
+    async def ask():
         async with (
             streamable_http_client(f"{client.src}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()
-            tools = (await session.list_tools()).tools
-            sound = base64.b64encode(Path(clip).read_bytes()).decode()
-            answer = await session.call_tool("predict", {"audio": f"data:audio/ogg;base64,{sound}"})
-            return [tool.name for tool in tools], answer.content[0].text
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            return tools, [await session.call_tool(name, arguments) for name, arguments in calls]
 
-    tools, answer = asyncio.run(call())
+    return asyncio.run(ask())
+
+
+def as_data(path) -> str:
+    return f"data:audio/ogg;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+
+
+def test_an_assistant_can_call_every_tool(client, classifier, clip):
+    tools, answers = ask_as_assistant(
+        client,
+        ("predict", {"audio": as_data(clip)}),
+        ("predict_many", {"files": [as_data(clip), "data:audio/wav;base64,bm8gc291bmQ=", as_data(clip)]}),
+        ("compare", {"audio": as_data(clip)}),
+    )
     assert sorted(tools) == ["compare", "predict", "predict_many"]
-    assert f"'label': '{classifier(clip, top_k=1)[0]['label']}'" in answer
+    assert not any(answer.isError for answer in answers)
+    one, many, compared = (ast.literal_eval(answer.content[0].text) for answer in answers)
+    label = classifier(clip, top_k=1)[0]["label"]
+    assert one["label"] == many[0]["label"] == many[2]["label"] == compared["ser-base"]["label"] == label
+    assert "not a recording" in many[1]["error"]
+    assert sorted(compared) == available()
+    for tool in tools.values():
+        (given,) = tool.inputSchema["properties"].values()
+        assert given.get("items", given)["type"] == "string" and "$ref" not in json.dumps(tool.inputSchema)
+
+
+def test_an_assistant_is_told_what_is_wrong(client):
+    calls = [
+        ("predict", {"audio": "data:audio/wav;base64,bm8gc291bmQ="}),
+        ("predict", {}),
+        ("predict", {"audio": 3}),
+        ("predict", {"audio": "/etc/passwd"}),
+        ("predict_many", {"files": []}),
+        ("predict_many", {"files": "clip.wav"}),
+        ("predict_many", {"files": ["/etc/passwd"]}),
+        ("compare", {"audio": "http://127.0.0.1:9/clip.wav"}),
+        ("no_such_tool", {}),
+    ]
+    for answer in ask_as_assistant(client, *calls)[1]:
+        assert answer.isError
+        (said,) = (part.text for part in answer.content)
+        assert said and "Traceback" not in said and "root:" not in said and "None" not in said, said
+
+
+def test_what_assistants_send_is_kept_where_it_is_deleted(client, clip):
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    ask_as_assistant(client, ("predict", {"audio": as_data(clip)}))
+    new = {path for path in folder.rglob("*") if path.is_file()} - before
+    assert [path.read_bytes() == Path(clip).read_bytes() for path in new] == [True] * len(new) and new
+
+
+@pytest.fixture
+def a_file_nobody_thought_of(monkeypatch):
+    """A decoder fails in a new way on what is called new.wav."""
+
+    def read(path, rate, **options):
+        if Path(path).name == "new.wav":
+            raise IndexError("tuple index out of range")
+        return read_blocks(path, rate, **options)
+
+    monkeypatch.setattr(hearing, "read_blocks", read)
+    return "new.wav"
+
+
+def number_in(sentence: str, log) -> str:
+    """The number that a sentence names, under which a traceback stands in the log."""
+    (number,) = re.findall(r"with the number (\w+),", sentence)
+    (record,) = (record for record in log.records if number in record.getMessage())
+    assert record.exc_info[0] is IndexError
+    return number
+
+
+@pytest.mark.parametrize("api_name", ["/predict", "/compare"])
+def test_what_nobody_thought_of_is_a_sentence_too(client, tmp_path, clip, a_file_nobody_thought_of, api_name, caplog):
+    new = shutil.copy(clip, tmp_path / a_file_nobody_thought_of)
+    with pytest.raises(AppError, match="nobody had thought of") as caught:
+        client.predict(handle_file(str(new)), api_name=api_name)
+    assert number_in(str(caught.value), caplog)
+
+
+def test_what_nobody_thought_of_does_not_stop_the_others(client, tmp_path, clip, a_file_nobody_thought_of, caplog):
+    new = str(shutil.copy(clip, tmp_path / a_file_nobody_thought_of))
+    files = [handle_file(path) for path in (clip, new, clip, new)]
+    first, bad, last, as_bad = client.predict(files, api_name="/predict_many")
+    assert first == last and first["label"] in LABELS
+    assert bad["file"] == "new.wav"
+    assert number_in(bad["error"], caplog) != number_in(as_bad["error"], caplog)
+
+
+@pytest.fixture
+def long(tmp_path, monkeypatch):
+    """What counts as a long recording, while another one is being heard."""
+    monkeypatch.setattr(lanes, "SHORT_SOUND_S", 10.0)
+    tabs.LANES.long.take()
+    yield write(tmp_path / "long.wav", make_voice(20.0))
+    tabs.LANES.long.leave()
+
+
+def test_short_recordings_do_not_wait_behind_long_ones(client, long, clip):
+    jobs = [client.submit(handle_file(long), api_name="/predict") for _ in range(5)]
+    many = client.submit([handle_file(clip), handle_file(long)], api_name="/predict_many")
+    wait_until(lambda: len(tabs.LANES.long._waiting) == 6)
+    for api_name in ("/predict", "/compare"):
+        assert client.predict(handle_file(clip), api_name=api_name)
+    assert not any(job.done() for job in [*jobs, many])
+    tabs.LANES.long.leave()
+    assert {job.result()["duration_s"] for job in jobs} == {20.0}
+    assert [answer["duration_s"] for answer in many.result()] == [pytest.approx(9.0), 20.0]
+    tabs.LANES.long.take()
+
+
+def test_too_many_long_recordings_are_told_to_come_back(client, long, clip, monkeypatch):
+    monkeypatch.setattr(tabs.LANES, "max_waiting", 1)
+    job = client.submit(handle_file(long), api_name="/predict")
+    wait_until(lambda: tabs.LANES.long._waiting)
+    for api_name in ("/predict", "/compare"):
+        with pytest.raises(AppError, match="Several long recordings are being heard already: try again"):
+            client.predict(handle_file(long), api_name=api_name)
+    busy, short = client.predict([handle_file(long), handle_file(clip)], api_name="/predict_many")
+    assert "try again" in busy["error"] and short["label"] in LABELS
+    tabs.LANES.long.leave()
+    assert job.result()["duration_s"] == 20.0
+    tabs.LANES.long.take()
+
+
+def test_places_are_first_come_first_served():
+    places, served = Places(1), []
+    places.take()
+
+    def come(number: int) -> None:
+        places.take()
+        served.append(number)
+        places.leave()
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(5)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda: len(places._waiting) == number + 1)  # noqa: B023
+    with pytest.raises(BusyError):
+        places.take(max_waiting=5)
+    places.leave()
+    places.take()  # who comes again does not overtake
+    assert served == [0, 1, 2, 3, 4]
+    places.leave()
+    for thread in threads:
+        thread.join()
+
+
+def test_what_proves_long_leaves_the_short_lane_and_both_are_free_afterwards(monkeypatch):
+    monkeypatch.setattr(lanes, "SHORT_CPU_S", 0.01)
+    both = Lanes(short=1, long=1, max_waiting=0)
+    for _ in range(2):
+        with both.turn() as go_on_one:
+            while both.short._free == 0:
+                go_on_one(0.0)
+            with both.turn() as go_on_other:
+                go_on_other(1.0)  # is short so far
+                with pytest.raises(BusyError):
+                    go_on_other(lanes.SHORT_SOUND_S + 1)
+        with pytest.raises(ZeroDivisionError), both.turn() as go_on:
+            go_on(1000.0)
+            raise ZeroDivisionError
+    assert both.short._free == both.long._free == 1
 
 
 def test_uploads_are_deleted_and_examples_stay(classifier, clip, tmp_path, monkeypatch):
@@ -170,11 +343,7 @@ def test_uploads_are_deleted_and_examples_stay(classifier, clip, tmp_path, monke
     _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
     try:
         Client(url, verbose=False).predict(handle_file(clip), api_name="/predict")
-        for _ in range(100):
-            if not list((tmp_path / "uploads").rglob("*.ogg")):
-                break
-            time.sleep(0.1)
-        assert not list((tmp_path / "uploads").rglob("*.ogg"))
+        wait_until(lambda: not list((tmp_path / "uploads").iterdir()))
         example = next((ROOT / "examples").glob("*.flac"))
         with urllib.request.urlopen(f"{url}gradio_api/file={example}", timeout=10) as response:
             assert response.read() == example.read_bytes()

@@ -1,13 +1,18 @@
 """The running demo, given what no browser sends: each request gets a refusal, and the last visitor an answer."""
 
+import contextlib
+import gzip
 import json
 import os
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
+import safehttpx
 import soundfile
 from gradio_client import Client, handle_file
 
@@ -120,7 +125,7 @@ OUTSIDE = [
         {"path": "nul\0byte", "meta": FILE},
         {"path": "x" * 5000, "meta": FILE},
         {"url": "/etc/passwd", "meta": FILE},
-        "x" * 20_000_000,
+        "x" * 200_000,
         *({"path": path, "meta": FILE} for path in OUTSIDE),
     ],
     ids=lambda value: repr(value)[:60],
@@ -167,16 +172,106 @@ def test_what_is_no_form_is_refused(api, kind):
     assert api.post("/upload", content=b"garbage", headers={"Content-Type": kind}).status_code in (400, 422)
 
 
-def test_too_large_uploads_are_refused(api, folder):
-    pieces = (bytes(2**20) for _ in range(130))
-    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="big.wav"\r\n\r\n'
-    answer = api.post(
-        "/upload",
-        content=(piece for part in ([head], pieces, [b"\r\n--x--\r\n"]) for piece in part),
-        headers={"Content-Type": "multipart/form-data; boundary=x"},
-    )
+def form(*sizes: int):
+    """The pieces of a form with files of so many bytes."""
+    for number, size in enumerate(sizes):
+        yield (f'--x\r\nContent-Disposition: form-data; name="files"; filename="{number}.wav"\r\n\r\n'.encode())
+        for start in range(0, size, 2**20):
+            yield bytes(min(2**20, size - start))
+        yield b"\r\n"
+    yield b"--x--\r\n"
+
+
+@pytest.mark.parametrize("length_is_told", [True, False])
+@pytest.mark.parametrize("sizes", [[130], [90, 90, 90], [1] * 220], ids=["one file", "three files", "many files"])
+def test_too_large_uploads_are_refused(api, folder, sizes, length_is_told):
+    """More than 100 MB in one file, or more than 200 MB in all."""
+    sizes = [size * 10**6 for size in sizes]
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    if length_is_told:
+        headers["Content-Length"] = str(sum(map(len, form(*sizes))))
+    answer = api.post("/upload", content=form(*sizes), headers=headers)
     assert answer.status_code == 413
-    assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size > 2**20]
+    assert "maximum allowed size" in answer.text
+    assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size > 900_000]
+
+
+def test_uploads_that_are_small_enough_are_taken(api):
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    places = api.post("/upload", content=form(90_000_000, 90_000_001), headers=headers).json()
+    assert [Path(place).stat().st_size for place in places] == [90_000_000, 90_000_001]
+    for place in places:
+        Path(place).unlink()
+
+
+def test_uploads_are_refused_while_the_disk_is_full(api, folder, monkeypatch):
+    monkeypatch.setattr(uploads, "MIN_FREE_MB", 10**9)
+    answer = api.post("/upload", files={"files": ("clip.wav", b"not a sound")})
+    assert answer.status_code == 507 and "no room for uploads" in answer.text
+
+
+@pytest.mark.parametrize("length_is_told", [True, False])
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [("/call/predict", 300_000), ("/call/v2/predict", 300_000), ("/run/predict", 300_000), ("/api/predict", 300_000)]
+    + [("/queue/join", 200_000_000), ("/cancel", 300_000), ("/process_recording", 300_000), ("/mcp/", 17_000_000)],
+)
+def test_too_large_requests_are_refused_before_they_are_read(api, path, size, length_is_told):
+    pieces = [b'{"data": ["', *[b"x" * 100_000] * (size // 100_000), b'"]}']
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    if length_is_told:
+        headers["Content-Length"] = str(sum(map(len, pieces)))
+    answer = api.post(path, content=iter(pieces), headers=headers)
+    assert answer.status_code == 413
+    assert answer.json()["detail"].startswith("The request has more than")
+
+
+@pytest.fixture
+def address(monkeypatch):
+    """A server on what is taken for a public address: its path says how many bytes to send, and in what encoding."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):  # noqa: N802
+            _, size, encoding = self.path.split("/")
+            self.send_response(200)
+            if encoding != "plain":
+                self.send_header("Content-Encoding", encoding)
+            self.end_headers()
+            piece = gzip.compress(bytes(2**24)) if encoding == "gzip" else bytes(2**20)
+            with contextlib.suppress(OSError):
+                for _ in range(0, int(size), len(piece)):
+                    self.wfile.write(piece)
+                    sent.append(len(piece))
+                    time.sleep(0.05 if encoding == "slow" else 0)
+
+    sent = []
+    monkeypatch.setattr(safehttpx, "is_public_ip", lambda ip: True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", sent
+        server.shutdown()
+
+
+def test_addresses_are_read_as_far_as_is_allowed(api, address):
+    url, sent = address
+    assert "not a recording" in call(api, "predict", [{"path": f"{url}/1000000/plain", "meta": FILE}])
+    assert "not a recording" in call(api, "predict", [{"path": f"{url}/30000/gzip", "meta": FILE}])  # is not unpacked
+    sent.clear()
+    assert "more than 100 MB" in call(api, "predict", [{"path": f"{url}/1000000000/plain", "meta": FILE}])
+    assert sum(sent) < 150_000_000
+    files = [{"path": f"{url}/{90_000_000 + number}/plain", "meta": FILE} for number in range(3)]
+    assert "more than 200 MB" in call(api, "predict_many", [files])
+
+
+def test_slow_addresses_are_given_up(api, address, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_FETCH_S", 1.0)
+    url, _ = address
+    message = call(api, "predict", [{"path": f"{url}/90000000/slow", "meta": FILE}])
+    assert message.startswith("The address did not give the recording within 1 s")
 
 
 def test_a_visitor_who_leaves_while_uploading(classifier, tmp_path, monkeypatch):
@@ -193,7 +288,7 @@ def test_a_visitor_who_leaves_while_uploading(classifier, tmp_path, monkeypatch)
                 b'--x\r\nContent-Disposition: form-data; name="files"; filename="half.wav"\r\n\r\n' + bytes(2**22)
             )
             wait_until(lambda: any(path.is_file() for path in tmp_path.rglob("*")))
-        wait_until(lambda: not any(path.is_file() for path in tmp_path.rglob("*")))
+        wait_until(lambda: not list(tmp_path.iterdir()))
     finally:
         demo.close()
 
@@ -208,14 +303,18 @@ def wait_until(condition) -> None:
 def test_leaves_what_is_new_and_what_is_not_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     uploads.delete_forgotten(keep_s=60)  # no folder yet
-    for name in ("uploads/a/old.wav", "uploads/a/new.wav", "beside/old.wav"):
+    for name in ("uploads/a/old.wav", "uploads/a/new.wav", "uploads/b/c/old.wav", "uploads/old.wav", "beside/old.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-        if "old" in name:
-            os.utime(tmp_path / name, (0, 0))
+    for name in ("uploads/new", "uploads/old", "beside/old"):  # empty folders
+        (tmp_path / name).mkdir()
+    for path in tmp_path.rglob("old*"):
+        os.utime(path, (0, 0))
     uploads.delete_forgotten(keep_s=60)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.wav")}
-    assert left == {"uploads/a/new.wav", "beside/old.wav"}
+    left = {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir() or not any(path.iterdir())
+    }
+    assert left == {"uploads/a/new.wav", "uploads/new", "beside/old.wav", "beside/old"}
 
 
 def test_a_visitor_who_leaves_while_waiting(api):
@@ -223,3 +322,26 @@ def test_a_visitor_who_leaves_while_waiting(api):
         asked = api.post("/call/predict", json={"data": [None]}).json()
         with api.stream("GET", f"/call/predict/{asked['event_id']}"):
             pass
+
+
+def test_remembers_nobody_for_long(classifier, tmp_path, monkeypatch):
+    """Neither a visitor's session nor the name of an upload stays in memory."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(app, "CLEAN_EVERY_S", 0.5)
+    monkeypatch.setattr(app, "KEEP_S", 2)
+    demo = app.build_demo(classifier)
+    _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True, server_port=None)
+    try:
+        with httpx.Client(base_url=f"{url}gradio_api", timeout=30) as client:
+            for number in range(app.LAUNCH["state_session_capacity"] + 10):
+                asked = client.post("/call/predict", json={"data": [None]}).json()
+                if number % 2:  # the others leave before they are answered
+                    client.get(f"/call/predict/{asked['event_id']}")
+            (place,) = client.post("/upload", files={"files": ("clip.wav", b"not a sound")}).json()
+            assert "not a recording" in call(client, "predict", [{"path": place, "meta": FILE}])
+        queue = demo._queue
+        wait_until(lambda: not queue.pending_event_ids_session and not queue.pending_messages_per_session)
+        wait_until(lambda: not any(demo.temp_file_sets))
+        assert not queue.event_ids_to_events and len(demo.app.state_holder.session_data) <= 200
+    finally:
+        demo.close()

@@ -145,31 +145,6 @@ def test_batch_equals_singles_for_every_kind(kind, size):
         np.testing.assert_allclose(batch["input_features"][i, : len(single)], single, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"feature_type": "log_mel", "feature_size": 64, "max_frames": 100},
-        {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True},
-        {"feature_type": "zcr_rms_mfcc", "feature_size": 32, "trim_db": None, "relative_level": False},
-        {"feature_type": "descriptors", "feature_size": 264},
-    ],
-    ids=lambda settings: settings["feature_type"],
-)
-def test_a_copy_for_inference_gives_the_same_features(settings, tmp_path):
-    extractor = SerFeatureExtractor(**settings)
-    copied = extractor.for_inference()
-    for seed, durations_s in enumerate(([4.0], [1.3, 0.05, 2.2], [0.01], [2.5])):
-        clips = [make_voice(duration_s, seed=seed) for duration_s in durations_s]
-        expected, found = (x(clips, sampling_rate=16000) for x in (extractor, copied))
-        assert expected.keys() == found.keys()
-        for name in expected:
-            assert found[name].dtype == expected[name].dtype
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-5, rtol=1e-5)
-    copied.save_pretrained(tmp_path)
-    again = SerFeatureExtractor.from_pretrained(tmp_path)
-    np.testing.assert_array_equal(again(clips, sampling_rate=16000)["input_features"], expected["input_features"])
-
-
 def test_hears_the_first_frames_of_a_long_clip(voice):
     whole = SerFeatureExtractor(normalize=None)(voice, sampling_rate=16000)["input_features"]
     extractor = SerFeatureExtractor(normalize=None, max_frames=50)

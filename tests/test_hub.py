@@ -115,7 +115,7 @@ def test_pushes_everything_in_one_commit_and_says_where(hub, pushed, checkpoint)
     assert set(files) - set(first["files"]) == {
         "README.md", "audio.py", "config.json", "configuration_ser.py", "descriptors_ser.py", "encoders_ser.py",
         "feature_extraction_ser.py", "model.safetensors", "modeling_ser.py", "pipeline_ser.py", "preprocessor_config.json",
-        "run.json", "script_ser.py", "statistics_ser.py", "voice.py",
+        "run.json", "statistics_ser.py", "threads_ser.py", "voice.py",
     }  # fmt: skip
     assert not any(TOKEN.encode() in content for content in files.values())
     assert b'model="user/ser-base"' in files["README.md"]

@@ -65,42 +65,6 @@ def test_every_member_hears_the_pitch():
 
 
 @torch.inference_mode()
-def test_a_copy_for_inference_gives_the_same_answers_and_leaves_the_model_as_it_is(batch):
-    torch.manual_seed(0)
-    encoders = ["residual_bilstm_attention", "image_bilstm_attention", "distribution_perceptron"]
-    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "num_statistics": [2, 0, 4]}
-    model = SerForAudioClassification(SerConfig(encoder=encoders, num_cepstra=[40, 0, 0], **sizes))
-    inputs = {**batch[1], "statistics": torch.randn(4, 2, 4)}
-    for _ in range(3):  # what batch normalisation keeps of what it has seen
-        model.train()(**inputs)
-    names, expected = list(model.state_dict()), model.eval()(**inputs).logits
-    model.train()
-    copied = model.for_inference()
-    torch.testing.assert_close(copied(**inputs).logits, expected, atol=1e-5, rtol=0)
-    assert not any("norm" in name for name in copied.state_dict())
-    assert list(model.state_dict()) == names and model.training
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-@torch.inference_mode()
-def test_a_copy_for_inference_hears_any_number_of_clips_of_any_length(encoder):
-    torch.manual_seed(0)
-    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "num_statistics": [2, 3, 6]}
-    model = SerForAudioClassification(SerConfig(encoder=encoder, num_cepstra=[0], **sizes)).eval()
-    copied = model.for_inference()
-    for num_clips, num_frames in ((1, 120), (3, 61), (2, 1), (1, 250)):
-        inputs = {
-            "input_features": torch.randn(num_clips, num_frames, 64),
-            "statistics": torch.randn(num_clips, 5, 6),
-            "output_attentions": True,
-        }
-        expected, found = model(**inputs), copied(**inputs)
-        torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.attentions, expected.attentions, atol=1e-5, rtol=0)
-        assert copied(inputs["input_features"], statistics=inputs["statistics"]).attentions is None
-
-
-@torch.inference_mode()
 def test_outliers_among_statistics_are_cut():
     config = SerConfig(encoder="distribution_perceptron", num_statistics=[2, 0, 10], num_cepstra=[0])
     model, frames = SerForAudioClassification(config).eval(), torch.zeros(1, 5, 64)

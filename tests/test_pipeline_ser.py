@@ -1,7 +1,12 @@
+import copy
 import functools
 import http.server
 import io
+import json
+import pickle
 import re
+import shutil
+import subprocess
 import threading
 
 import datasets
@@ -9,14 +14,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets.fingerprint import Hasher
 from transformers import AudioClassificationPipeline
 
 from ser_model import SerFeatureExtractor, SerPipeline
 from ser_model.audio import AudioError
-from ser_model.pipeline_ser import WINDOW_S, cut_windows
+from ser_model.configuration_ser import EMOTIONS
+from ser_model.pipeline_ser import MIN_REST_S, WINDOW_S, cut_windows, window_sizes
+from ser_model.pretrained import load_pipeline
 from ser_model.voice import NoVoiceError
-from tests.conftest import NO_VOICES, make_no_voice, make_voice
+from tests.conftest import NO_VOICES, ROOT, make_no_voice, make_voice
 from tests.test_audio import BROKEN, broken_files
+from train.export import window_settings
+
+WINDOWS = json.loads((ROOT / "tests" / "windows.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -61,7 +72,7 @@ def test_windows_cover_the_recording_once(classifier, duration_s):
     for earlier, later in zip(windows, windows[1:]):
         assert later["start_s"] == earlier["end_s"]
     if duration_s >= WINDOW_S:
-        assert all(WINDOW_S / 2 <= w["end_s"] - w["start_s"] <= 1.5 * WINDOW_S for w in windows)
+        assert all(MIN_REST_S <= w["end_s"] - w["start_s"] < WINDOW_S + MIN_REST_S for w in windows)
     assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
     assert answer["label"] == max(answer["scores"], key=answer["scores"].get)
 
@@ -160,10 +171,15 @@ def test_files_tensors_and_undecoded_columns(classifier, tmp_path, voice):
         undecoded,
         torch.tensor(voice, requires_grad=True),
         torch.tensor(np.stack([voice, voice], 1)),
+        np.stack([voice, voice]),
+        {"raw": voice[None], "sampling_rate": 16000.0},
         {"raw": torch.tensor(voice), "sampling_rate": 16000},
         io.BytesIO(path.read_bytes()),
     ):
         assert classifier(same, timeline=True)["scores"] == pytest.approx(expected, abs=1e-4)
+    integers = np.round(2**15 * voice).astype(np.int16)
+    recorded = {"array": integers.tobytes(), "sampling_rate": torch.tensor(16000)}
+    assert classifier(recorded) == classifier(integers)
     dataset = datasets.Dataset.from_list([undecoded] * 2)
     assert [answer["scores"] for answer in classifier((row for row in dataset), timeline=True)] == [
         pytest.approx(expected, abs=1e-4)
@@ -221,13 +237,30 @@ def test_unknown_options_are_refused(classifier, voice):
         classifier(voice, timelines=True)
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 100])
-def test_windows_do_not_depend_on_the_blocks(block_size):
-    samples = np.arange(75, dtype=np.float32)
-    blocks = iter(np.split(samples, range(block_size, 75, block_size)))
-    windows = list(cut_windows(blocks, 20, 30))
-    assert [len(w) for w in windows] == [20, 20, 20, 15]
-    np.testing.assert_array_equal(np.concatenate(windows), samples)
+@pytest.mark.parametrize("group", WINDOWS, ids=lambda group: group["about"])
+@pytest.mark.parametrize("block_size", [777, 16000, 1_000_000])
+def test_windows_do_not_depend_on_the_blocks(group, block_size):
+    sizes = window_sizes(SerFeatureExtractor(**group["extractor"]))
+    for case in group["cases"]:
+        samples = np.arange(case["num_samples"], dtype=np.float32)
+        blocks = iter(np.split(samples, range(block_size, len(samples), block_size)))
+        windows = list(cut_windows(blocks, *sizes))
+        assert [len(window) for window in windows] == case["windows"]
+        np.testing.assert_array_equal(np.concatenate(windows), samples)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js is installed")
+@pytest.mark.parametrize("group", WINDOWS, ids=lambda group: group["about"])
+def test_the_page_cuts_alike(group):
+    settings = {name: json.loads(v) for name, v in window_settings(SerFeatureExtractor(**group["extractor"])).items()}
+    script = f"""
+import {{ cutWindows }} from {json.dumps((ROOT / "web" / "windows.mjs").as_uri())};
+const cut = ({{ num_samples }}) =>
+  Array.from(cutWindows(new Float32Array(num_samples), {json.dumps(settings)}), (window) => window.length);
+console.log(JSON.stringify({json.dumps(group["cases"])}.map(cut)));
+"""
+    found = subprocess.check_output(["node", "--input-type=module", "--eval", script], timeout=100)
+    assert json.loads(found) == [case["windows"] for case in group["cases"]]
 
 
 def test_windows_are_no_longer_than_what_is_heard_at_once(tiny_model, voice):
@@ -238,8 +271,119 @@ def test_windows_are_no_longer_than_what_is_heard_at_once(tiny_model, voice):
     assert windows[-1]["end_s"] == 3.0
 
 
-def test_runs_in_half_precision(tiny_model, extractor, voice):
-    classifier = SerPipeline(
-        model=tiny_model.to(torch.bfloat16), feature_extractor=extractor, task="audio-classification"
-    )
-    assert np.isfinite(classifier(voice)[0]["score"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_runs_in_half_precision(classifier, dtype):
+    sounds = [make_voice(3.0), make_voice(5.0, seed=1)]
+    expected = [answer["scores"] for answer in classifier(sounds, timeline=True)]
+    classifier.model.to(dtype)
+    for batch_size in (1, 2):
+        for answer, scores in zip(classifier(sounds, timeline=True, batch_size=batch_size), expected):
+            assert answer["scores"] == pytest.approx(scores, abs=0.02)
+
+
+class LowRank(torch.nn.Module):
+    """A layer with an adapter beside it, as fine-tuning libraries put in its place."""
+
+    def __init__(self, base_layer: torch.nn.Linear):
+        super().__init__()
+        self.base_layer = base_layer
+        self.dropout = torch.nn.Dropout(0.5)
+        self.down = torch.nn.Linear(base_layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, base_layer.out_features, bias=False)
+
+    @property
+    def in_features(self):
+        return self.base_layer.in_features
+
+    def forward(self, hidden_states):
+        return self.base_layer(hidden_states) + self.up(self.down(self.dropout(hidden_states)))
+
+
+def zero(classifier):
+    for parameter in classifier.model.parameters():
+        parameter.data.zero_()
+
+
+def load_others(classifier):
+    torch.manual_seed(1)
+    classifier.model.load_state_dict(type(classifier.model)(classifier.model.config).state_dict())
+
+
+def replace(classifier):
+    torch.manual_seed(1)
+    classifier.model = type(classifier.model)(classifier.model.config)
+
+
+def adapt(classifier):
+    torch.manual_seed(1)
+    for owner in list(classifier.model.modules()):
+        for name, layer in list(owner.named_children()):
+            if type(layer) is torch.nn.Linear:
+                setattr(owner, name, LowRank(layer))
+
+
+def quantise(classifier):
+    torch.ao.quantization.quantize_dynamic(classifier.model, {torch.nn.Linear, torch.nn.LSTM}, inplace=True)
+
+
+def heat(classifier):
+    classifier.model.config.temperature = 5.0
+
+
+def hear_as_it_is(classifier):
+    classifier.feature_extractor.normalize = None
+
+
+CHANGES = [zero, load_others, replace, adapt, quantise, heat, hear_as_it_is]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+def test_what_is_there_answers(classifier, voice, change):
+    before = classifier(voice, timeline=True)["scores"]
+    change(classifier)
+    after = classifier(voice, timeline=True)["scores"]
+    assert after != before
+    inputs = classifier.feature_extractor(voice, sampling_rate=16000, return_tensors="pt")
+    with torch.inference_mode():
+        scores = classifier.model.eval()(**inputs).logits.softmax(-1)[0].tolist()
+    assert list(after.values()) == pytest.approx(scores, abs=1e-5)
+    assert sum(after.values()) == pytest.approx(1, abs=1e-5)
+    assert classifier(voice, timeline=True)["scores"] == after
+
+
+def through_pickle(classifier, package=pickle):
+    return pickle.loads(package.dumps(classifier))  # noqa: S301  just written
+
+
+def through_cloudpickle(classifier):
+    return through_pickle(classifier, pytest.importorskip("cloudpickle"))
+
+
+def through_joblib(classifier):
+    joblib, file = pytest.importorskip("joblib"), io.BytesIO()
+    joblib.dump(classifier, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+COPIES = [through_pickle, copy.deepcopy, through_cloudpickle, through_joblib]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=lambda copied: copied.__name__)
+def test_can_be_copied(classifier, voice, copied):
+    expected = classifier(voice, timeline=True)["scores"]
+    other = copied(classifier)
+    assert other(voice, timeline=True)["scores"] == pytest.approx(expected, abs=1e-6)
+    zero(other)
+    assert classifier(voice, timeline=True)["scores"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_datasets_knows_it_again_by_its_weights():
+    """What `map` did is found in the cache, but not what other weights did."""
+    first, same, other = load_pipeline("cnn-bilstm"), load_pipeline("cnn-bilstm"), load_pipeline("cnn-bilstm")
+    zero(other)
+    assert Hasher.hash(first) == Hasher.hash(same) != Hasher.hash(other)
+    sounds = datasets.Dataset.from_dict({"array": [make_voice(1.0)] * 2})
+    heard = sounds.map(lambda row: {"label": first(np.float32(row["array"]))[0]["label"]})
+    assert heard["label"][0] in EMOTIONS

@@ -71,6 +71,45 @@ def test_all_load_in_a_fresh_process(tmp_path):
         assert scores == pytest.approx(probabilities, abs=1e-5)
 
 
+class Changed(torch.nn.Module):
+    """Something in the place of a layer, which does what the layer does and a little more."""
+
+    def __init__(self, layer: torch.nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args, **kwargs):
+        output = self.layer(*args, **kwargs)
+        return (1.5 * output[0] + 0.1, output[1]) if isinstance(output, tuple) else 1.5 * output + 0.1
+
+
+# torch's own attention reads these weights by itself.
+READ_BY_OTHERS = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+@pytest.mark.parametrize("name", available())
+def test_whatever_takes_the_place_of_a_layer_counts(name):
+    pipeline = load_pipeline(name, voice_only=False)
+    waveform = make_voice(2.5, rate=pipeline.feature_extractor.sampling_rate)
+    expected = pipeline(waveform)
+    for owner in list(pipeline.model.modules()):
+        for place, layer in list(owner.named_children()):
+            if next(layer.children(), None) or isinstance(
+                layer, (torch.nn.Dropout, torch.nn.Dropout1d, READ_BY_OTHERS)
+            ):
+                continue
+            setattr(owner, place, Changed(layer))
+            assert pipeline(waveform) != expected, f"{type(owner).__name__}.{place}"
+            setattr(owner, place, layer)
+    assert pipeline(waveform) == expected
+
+
 @pytest.mark.parametrize("name", available())
 def test_ships_safe_and_small(name):
     files = {path.name for path in (FOLDER / name).iterdir()}

@@ -32,6 +32,7 @@ def test_training_times_are_those_of_a_cpu(tmp_path, monkeypatch):
 def test_result_files_say_how_they_were_made():
     for path in report.RESULTS.glob("*.*.json"):
         result = json.loads(path.read_text())
-        assert path.name == f"{result['recipe']}.{result['protocol']}.json"
+        about = [result[name] for name in ("recipe", "protocol", "corpus") if name in result]
+        assert path.name == f"{'.'.join(about)}.json"
         assert result["held_out"] == "test" and result["command"].startswith("python -m train.evaluate")
         assert path.with_suffix(".png").exists()

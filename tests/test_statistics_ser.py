@@ -4,7 +4,7 @@ import scipy.stats
 import torch
 
 from ser_model import SerFeatureExtractor
-from ser_model.statistics_ser import HEIGHTS, QUANTILES, RANGES, _describe, clip_statistics, in_order, statistics_shape
+from ser_model.statistics_ser import HEIGHTS, QUANTILES, RANGES, _describe, clip_statistics, statistics_shape
 from tests.conftest import make_voice
 
 SETTINGS = {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True}
@@ -55,7 +55,7 @@ def described(values):
     """Of values with ten frames of padding: (3, n), and the correlations of the first of them."""
     padded = torch.nn.functional.pad(torch.tensor(values, dtype=torch.float32), (0, 10), value=9.0)[None]
     inside = torch.arange(60)[None, None] < 50
-    kinds, correlations = _describe(padded, in_order(padded, inside), inside)
+    kinds, correlations = _describe(padded, inside)
     return np.concatenate([kinds[0], correlations[0]]).T
 
 

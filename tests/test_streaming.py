@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import soxr
+import torch
 
 from ser_model import SerPipeline
 from ser_model.audio import AudioError
@@ -59,7 +60,28 @@ def test_memory_does_not_grow(classifier):
     assert len(stream._waveform) <= 4 * 16000
 
 
-@pytest.mark.parametrize("samples", [np.zeros((2, 100)), np.array([0.0, np.nan]), np.array([np.inf])])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        lambda samples: samples[:, None],  # of sounddevice
+        lambda samples: np.stack([samples, samples], 1),
+        lambda samples: torch.stack([torch.tensor(samples)] * 2),  # of torchaudio
+        lambda samples: samples.tobytes(),  # of PyAudio
+    ],
+)
+def test_pieces_as_audio_libraries_give_them(classifier, piece):
+    sound = np.round(2**15 * make_voice(4.5)).astype(np.int16)
+    expected = SerStream(classifier, sampling_rate=16000).feed(sound / 2**15)
+    stream = SerStream(classifier, sampling_rate=16000.0)
+    answers = [answer for samples in np.array_split(sound, 50) for answer in stream.feed(piece(samples))]
+    assert len(answers) == len(expected) == 2
+    for answer, same in zip(answers, expected):
+        assert answer["scores"] == pytest.approx(same["scores"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "samples", [np.zeros((2, 2, 2)), np.array([0.0, np.nan]), np.array([np.inf]), None, "sound", b"odd", [True]]
+)
 def test_what_is_no_sound_is_refused_and_the_stream_goes_on(classifier, samples):
     stream, sound = SerStream(classifier, sampling_rate=16000), make_voice(4.0)
     stream.feed(sound[:1000])
@@ -68,7 +90,11 @@ def test_what_is_no_sound_is_refused_and_the_stream_goes_on(classifier, samples)
     assert stream.feed(sound[1000:]) == SerStream(classifier, sampling_rate=16000).feed(sound)
 
 
-@pytest.mark.parametrize("wrong", [{"sampling_rate": 0}, {"every_s": 0}, {"every_s": 5.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"every_s": 0}, {"every_s": 5.0}, {"every_s": None}, {"every_s": np.nan}]
+    + [{"sampling_rate": rate} for rate in (0, 44.1, 999, True, None, "48000", 44100.5)],
+)
 def test_impossible_settings_are_refused(classifier, wrong):
     with pytest.raises(ValueError, match="give"):
         SerStream(classifier, **{"sampling_rate": 16000, **wrong})

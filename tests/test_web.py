@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect, sync_playwright
 
-from ser_model.pretrained import load_pipeline
+from ser_model.pretrained import DEFAULT, load_pipeline
 from tests.conftest import ROOT, make_no_voice, make_voice
 from tests.test_browser import CHROMIUM, WAIT_MS, microphone
 from train.export import STATISTICS_TOLERANCE
@@ -29,10 +29,10 @@ expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def url(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "web", folder, dirs_exist_ok=True)
-    write_model(folder / "assets")
+    write_model(folder / "assets", getattr(request, "param", DEFAULT))
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -102,6 +102,20 @@ def test_chosen_file(page, tmp_path):
     choose(page, tmp_path / "call.wav")
     assert_same(shown(page), load_pipeline()(str(tmp_path / "call.wav")), atol=1e-4)
     expect(page.locator("#player")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("url", "rate", "duration_s"),
+    [("ser-base", 16000, 10.0), ("bilstm", 22050, 5.5)],
+    indirect=["url"],
+)
+def test_hears_all_of_it_in_the_same_windows(page, url, rate, duration_s, request, tmp_path):
+    """Of a rest as short as a window may be, and with a network that has a longest clip."""
+    sound = np.concatenate([make_voice(4.0, rate=rate), make_voice(duration_s - 4, rate=rate, pitch_hz=330, seed=1)])
+    soundfile.write(tmp_path / "clip.wav", sound, rate)
+    choose(page, tmp_path / "clip.wav")
+    classifier = load_pipeline(request.node.callspec.params["url"])
+    assert_same(shown(page), classifier(str(tmp_path / "clip.wav")), atol=1e-3)
 
 
 def test_dropped_file_of_another_rate(page, tmp_path):

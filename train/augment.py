@@ -53,21 +53,26 @@ class BatchAugmentation:
         self.num_lags = num_lags
         self.class_weights = torch.tensor(class_weights)
 
-    def __call__(self, input_features, attention_mask, labels, statistics=None) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, input_features, attention_mask, labels, statistics=None, weights=None
+    ) -> dict[str, torch.Tensor]:
         """
         Args:
             input_features: (batch, num_frames, feature_size). attention_mask: (batch, num_frames).
             labels: (batch,) int64.
             statistics: (batch, num_rows, num_columns), of the whole clip; they are mixed, but neither noise nor masks concern them.
+            weights: (batch,) float, what each clip counts in the loss beside the weight of its class; 1 if left out.
 
         Returns:
-            All of it again, `labels` now (batch, num_labels), a distribution for each clip times its weight.
+            All of it again but `weights`, `labels` now (batch, num_labels), a distribution for each clip times its weight.
         """
         settings = self.augmentation
-        weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
+        class_weights, num_labels = self.class_weights.to(input_features), len(self.class_weights)
         targets = torch.nn.functional.one_hot(labels, num_labels).to(input_features.dtype)
         targets = targets * (1 - settings.label_smoothing) + settings.label_smoothing / num_labels
-        targets = targets * weights[labels][:, None]
+        targets = targets * class_weights[labels][:, None]
+        if weights is not None:
+            targets = targets * weights[:, None]
         input_features = self._mask(self._noise_or_mask(input_features, attention_mask))
         batch = {"input_features": input_features, "attention_mask": attention_mask, "labels": targets}
         if statistics is not None:

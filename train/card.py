@@ -8,8 +8,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ser_model import SerConfig
 
-from .ravdess import CITATION, FOLDS
-from .report import PROTOCOLS, details, result_path
+from .corpus import CORPORA, Corpus, learnt_corpora
+from .ravdess import FOLDS
+from .report import PROTOCOLS, corpus_title, details, other_corpora, recalls_elsewhere, result_path
 
 MEASURES = {"uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1"}
 NETWORKS = {
@@ -23,6 +24,7 @@ NETWORKS = {
     "distribution_perceptron": "how mel bands and pitch are distributed over time → hidden layer",
     "correlation_perceptron": "how mel bands and pitch go together → hidden layer",
 }
+OWN = "recordings of its author's own"
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 
 TEMPLATE = """---
@@ -61,12 +63,12 @@ all the same.
 ## What it is for, and what not
 
 {% if fine_tuning -%}
-It began as {{ fine_tuning.base }}, which was trained on 24 North American actors who say two sentences with an emotion
-they were told to act, and was trained further on recordings of its author's own. It is for research, teaching and play.
-Whatever is not among those recordings is outside of what was measured.
+It began as {{ fine_tuning.base }}, which was trained on {{ speakers }}, with an emotion they were told to act, and was
+trained further on recordings of its author's own. It is for research, teaching and play. Whatever is not among those
+recordings is outside of what was measured.
 {%- else -%}
-It was trained on 24 North American actors who {{ acts }} two sentences with an emotion they were told to act. It is for
-research, teaching and play. Other languages, real conversations and children are outside of what it was trained on; noise,
+It was trained on {{ speakers }}, with an emotion they were told to act.
+It is for research, teaching and play. Other languages, real conversations and children are outside of what it was trained on; noise,
 rooms and telephones it knows by simulation at most.
 {%- endif %} What it hears is how a voice sounds, not what a person feels: do not use it to judge people, in hiring,
 policing, medical decisions, insurance, at work or at school. The European Union's AI Act forbids emotion recognition at
@@ -85,10 +87,10 @@ Recipe `{{ name }}`, {{ num_epochs }} epochs, seed {{ seed }}, {{ protocol_note 
 ## Data, licence, citation
 
 {% if fine_tuning -%}
-The network began with weights trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights.
+The network began with weights trained on {{ licences }}.
 {%- else -%}
-Trained on RAVDESS, which is CC BY-NC-SA 4.0; so are these weights.
-{%- endif %} The code beside them is Apache-2.0. If you use them, cite the data: {{ citation }}
+Trained on {{ licences }}.
+{%- endif %} These weights are CC BY-NC-SA 4.0, the code beside them is Apache-2.0. If you use them, cite the data: {{ citation }}
 """
 
 
@@ -103,9 +105,12 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
     recipe, fine_tuning = run["recipe"], run.get("fine_tuning")
     name = repo_id.split("/")[1] if repo_id else recipe["name"]
     results = {} if fine_tuning else _committed_results(recipe["name"])
-    trained_on = {"all": "on all 24 actors", "speaker-independent": f"without actors {FOLDS.get(run.get('fold'))}"}
+    elsewhere = [] if fine_tuning else other_corpora(recipe["name"])
+    learnt = [CORPORA[corpus] for corpus in learnt_corpora(run) if corpus in CORPORA]
+    own = [OWN] if not fine_tuning and len(learnt) < len(learnt_corpora(run)) else []
+    trained_on = {"all": "on all speakers", "speaker-independent": f"without actors {FOLDS.get(run.get('fold'))}"}
     card = ModelCard.from_template(
-        _metadata(name, _eval_results(results, fine_tuning), fine_tuning),
+        _metadata(name, _eval_results(results, elsewhere, fine_tuning), fine_tuning, learnt),
         template_str=TEMPLATE,
         name=name,
         repo_id=repo_id or f"USER/{name}",
@@ -113,8 +118,9 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         num_labels=len(labels),
         labels=", ".join(labels),
         network=_network(recipe["model"].get("encoder", SerConfig.encoder)),
-        acts=" and ".join({"speech": "say", "song": "sing"}[channel] for channel in recipe["vocal_channels"]),
-        figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
+        speakers=" and ".join([_speakers(corpus, recipe["vocal_channels"]) for corpus in learnt] + own),
+        licences=" and ".join([f"{corpus.title} ({corpus.license})" for corpus in learnt] + own),
+        figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results, elsewhere),
         fine_tuning=fine_tuning,
         sampling_rate=sampling_rate,
         seed=run["seed"],
@@ -122,9 +128,14 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         protocol_note=trained_on.get(run.get("protocol"), "on 80 % of the clips"),
         train_seconds=round(run["train_seconds"]),
         versions=", ".join(f"{library} {version}" for library, version in run["versions"].items()),
-        citation=CITATION,
+        citation=" ".join(f"{corpus.citation}." for corpus in learnt),
     )
     card.save(path)
+
+
+def _speakers(corpus: Corpus, vocal_channels: list[str]) -> str:
+    acts = " and ".join({"speech": "say", "song": "sing"}[channel] for channel in vocal_channels)
+    return corpus.speakers.replace("say", acts) if corpus is CORPORA["ravdess"] else corpus.speakers
 
 
 def _network(encoder: str | list[str]) -> str:
@@ -137,14 +148,16 @@ def _committed_results(recipe_name: str) -> dict[str, dict]:
     return {protocol: json.loads(path.read_text(encoding="utf-8")) for protocol, path in paths.items() if path.exists()}
 
 
-def _metadata(name: str, eval_results: list[EvalResult], fine_tuning: dict | None) -> ModelCardData:
+def _metadata(
+    name: str, eval_results: list[EvalResult], fine_tuning: dict | None, learnt: list[Corpus]
+) -> ModelCardData:
     base = fine_tuning["base"] if fine_tuning else ""
     return ModelCardData(
         license="cc-by-nc-sa-4.0",
-        language=None if fine_tuning else "en",
+        language=None if fine_tuning else sorted({corpus.language for corpus in learnt}) or None,
         library_name="transformers",
         pipeline_tag="audio-classification",
-        tags=["speech-emotion-recognition", "ravdess", "audio", "safetensors"],
+        tags=["speech-emotion-recognition", *(corpus.title.lower() for corpus in learnt), "audio", "safetensors"],
         # The Hub links a base model only by its name there.
         base_model=base.split("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", base) else None,
         metrics=["accuracy", "f1", "recall"],
@@ -153,12 +166,14 @@ def _metadata(name: str, eval_results: list[EvalResult], fine_tuning: dict | Non
     )
 
 
-def _eval_results(results: dict[str, dict], fine_tuning: dict | None) -> list[EvalResult]:
+def _eval_results(results: dict[str, dict], elsewhere: list[dict], fine_tuning: dict | None) -> list[EvalResult]:
     """The figures as the Hub's `model-index` wants them, in per cent."""
     if fine_tuning:
         sources = [("own recordings", "own", fine_tuning["split"], fine_tuning["validation"])]
     else:
         sources = [
+            (corpus_title(result), result["corpus"], result["protocol"], result["mean"]) for result in elsewhere
+        ] + [
             (f"RAVDESS {_heard(result)}, {PROTOCOLS[protocol]}", "ravdess", protocol, result["mean"])
             for protocol, result in results.items()
         ]
@@ -195,16 +210,25 @@ def _fine_tuned_figures(fine_tuning: dict) -> str:
     return f"On {fine_tuning['num_validation_clips']} recordings {heard}: {values}."
 
 
-def _figures(results: dict[str, dict]) -> str:
-    """The results as a table, and the recall of each emotion on people never heard."""
-    if not results:
+def _figures(results: dict[str, dict], elsewhere: list[dict]) -> str:
+    """The results as a table, and the recall of each emotion on corpora and people never heard."""
+    if not results and not elsewhere:
         return "It has not been measured: see `train.evaluate`."
     lines = ["| measured on | UAR | accuracy | macro F1 |", "|---|---|---|---|"]
-    for protocol, result in results.items():
+    titled = [(corpus_title(result), result) for result in elsewhere]
+    titled += [(f"RAVDESS {_heard(result)}: {PROTOCOLS[protocol]}", result) for protocol, result in results.items()]
+    for title, result in titled:
         values = " | ".join(f"{100 * result['mean'][measure]:.1f} %" for measure in MEASURES)
-        lines.append(f"| {_heard(result)}: {PROTOCOLS[protocol]} | {values} |")
+        lines.append(f"| {title} | {values} |")
+    if elsewhere:
+        lines += ["", recalls_elsewhere(elsewhere)]
     if result := results.get("speaker-independent"):
         for line in details(result):
             lines += ["", line]
-    lines += ["", "UAR is the mean recall over the eight emotions; chance is 12.5 %, listeners reach 62.4 % accuracy."]
+    lines += [
+        "",
+        "UAR is the mean recall over the emotions. Of RAVDESS's eight chance is 12.5 %; listeners reach 62.4 % accuracy.",
+    ]
+    if elsewhere:
+        lines += ["", "Expect of a stranger's recording what is told of another corpus, not what is told of RAVDESS."]
     return "\n".join(lines)

@@ -11,10 +11,10 @@ import tqdm
 from ser_model import SerFeatureExtractor, SerForAudioClassification
 from ser_model.audio import read_audio
 
+from .corpus import told_clips
 from .features import FeatureDataset, clip_features
 from .metrics import scores
 from .outside import add_noise, clip_peaks, reverberate, telephone
-from .ravdess import parse_name
 from .train import predict
 
 
@@ -63,7 +63,7 @@ def score_conditions(
     Args:
         folder: Its checkpoint.
         run: What `train.train` says of it.
-        paths: Clip -> file.
+        paths: Clip's name -> file.
         names: Of `CONDITIONS`.
 
     Returns:
@@ -72,8 +72,8 @@ def score_conditions(
     model = SerForAudioClassification.from_pretrained(folder)
     extractor = SerFeatureExtractor.from_pretrained(folder)
     rate = extractor.sampling_rate
-    labels = [model.config.label2id[parse_name(clip)["emotion"]] for clip in run["clips"]]
-    waveforms = [read_audio(paths[clip], rate) for clip in run["clips"]]
+    labels = [model.config.label2id[clip["label"]] for clip in told_clips(run)]
+    waveforms = [read_audio(paths[clip["clip"]], rate) for clip in told_clips(run)]
     figures = {}
     for name in tqdm.tqdm(names, desc=folder.name, unit="condition", leave=False, disable=quiet):
         changed = (CONDITIONS[name](w, rate, np.random.default_rng(i)) for i, w in enumerate(waveforms))

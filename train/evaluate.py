@@ -1,4 +1,4 @@
-"""`python -m train.evaluate`: a recipe's figures under a protocol, on people (or clips) it has never heard."""
+"""`python -m train.evaluate`: a recipe's figures under a protocol, on people, clips or a corpus it has never heard."""
 
 import argparse
 import concurrent.futures
@@ -12,10 +12,13 @@ from pathlib import Path
 import tqdm
 
 from ser_model.audio import AudioError
+from ser_model.pretrained import available
 
+from . import corpus as corpora
+from . import other_corpus
 from . import recipe as recipes
 from .conditions import CONDITIONS, mean_over_runs, score_conditions
-from .ravdess import FOLDS, RavdessError, load_ravdess
+from .ravdess import FOLDS
 from .report import print_result, result_path, summarise, write_result
 from .train import PROTOCOLS, explain, train, use_one_thread
 from .trainer import RunError
@@ -27,7 +30,7 @@ def evaluate(
     protocol: str,
     folds: list[int],
     runs_dir: Path,
-    data_dir: str | None = None,
+    data_dir: str | dict[str, str] | None = None,
     seeds: list[int],
     held_out: str = "test",
     allow_incomplete: bool = False,
@@ -70,8 +73,10 @@ def evaluate(
     runs = _run_all(tasks, jobs)
     result = summarise(runs, recipe, protocol=protocol, held_out=held_out)
     if conditions:
-        data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
-        paths = {Path(audio["path"]).stem: audio["path"] for audio in data["audio"]}
+        rows = corpora.load_training_rows(
+            ["ravdess"], data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete
+        )
+        paths = {Path(row["path"]).stem: row["path"] for row in rows}
         tasks = [
             functools.partial(score_conditions, folder, run, paths, conditions, quiet=jobs > 1)
             for (_, _, folder), run in zip(folders, runs)
@@ -98,8 +103,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--protocol",
         required=True,
-        choices=PROTOCOLS[1:],
-        help="leaky-split shows what mistakes are worth: variants of a clip on both sides, the epoch chosen by test clips",
+        choices=[*PROTOCOLS[1:], other_corpus.PROTOCOL],
+        help="leaky-split shows what mistakes are worth: variants of a clip on both sides, the epoch chosen by test clips; "
+        "other-corpus trains nothing, but has a finished network hear --corpus",
+    )
+    parser.add_argument(
+        "--corpus", help=f"for other-corpus: {', '.join(corpora.CORPORA)}, or a CSV file of path and label"
+    )
+    parser.add_argument(
+        "--checkpoint", help="for other-corpus: folder, or USER/NAME on the Hub (default: the recipe's that ships)"
+    )
+    parser.add_argument(
+        "--half",
+        choices=("a", "b"),
+        help="for other-corpus: every second speaker, from the first or from the second; choices are made on one half, the "
+        "other is read once; the result is then not written to train/results",
     )
     parser.add_argument("--folds", help="only these, as in 1,2; the result is then not written to train/results")
     parser.add_argument(
@@ -114,17 +132,25 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         help="also score the clips as they sound outside the studio; may be given several times",
     )
-    parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
+    corpora.add_data_option(parser)
     parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
     parser.add_argument("--runs", default="runs", help="folder for the folds' networks (default: %(default)s)")
     parser.add_argument("--seed", default="0", help="or several, as in 0,1,2, and the mean over them")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="folds side by side (default: %(default)s, the cores)"
     )
-    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than a corpus has")
     options = parser.parse_args(arguments)
+    if (options.protocol == other_corpus.PROTOCOL) != (options.corpus is not None):
+        parser.error("--corpus goes with --protocol other-corpus, and that protocol needs it.")
+    if options.corpus is None and (options.checkpoint or options.half):
+        parser.error("--checkpoint and --half go with --protocol other-corpus.")
+    if options.corpus and (options.folds or options.condition or options.held_out != "test"):
+        parser.error("--folds, --condition and --held-out are not for --protocol other-corpus.")
     use_one_thread()
     try:
+        if options.corpus:
+            return _score_other_corpus(options)
         if options.condition and options.protocol == "leaky-split":
             raise ValueError("--condition is not for leaky-split, whose test clips are variants of each other already.")
         recipe = recipes.load_recipe(options.recipe)
@@ -135,31 +161,65 @@ def main(arguments: list[str] | None = None) -> int:
             protocol=options.protocol,
             folds=folds,
             runs_dir=Path(options.runs),
-            data_dir=options.data,
+            data_dir=corpora.data_folders(options.data),
             seeds=seeds,
             held_out=options.held_out,
             allow_incomplete=options.allow_incomplete,
             jobs=min(max(options.jobs, 1), len(folds) * len(seeds)),
             conditions=list(CONDITIONS) if "all" in (options.condition or []) else options.condition,
         )
-    except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
+    except (AudioError, RunError, ValueError, OSError) as error:
         return explain(error)
     result["command"] = _command(options)
     print_result(result)
     is_whole = options.folds is None and options.held_out == "test"
-    default = result_path(recipe.name, options.protocol) if is_whole else None
-    if path := Path(options.output) if options.output else default:
-        write_result(result, path)
-        print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
+    _write(result, options.output or (result_path(recipe.name, options.protocol) if is_whole else None))
     return 0
+
+
+def _score_other_corpus(options: argparse.Namespace) -> int:
+    """Only what concerns a recipe's whole network and a whole corpus that it does not know becomes a committed result."""
+    if options.checkpoint is None and options.recipe not in available():
+        raise ValueError(f"No checkpoint of {options.recipe} ships: give --checkpoint, the folder of a finished one.")
+    checkpoint = options.checkpoint or options.recipe
+    result = other_corpus.evaluate(
+        checkpoint,
+        options.corpus,
+        folder=corpora.data_folders(options.data).get(options.corpus),
+        half=options.half,
+        allow_incomplete=options.allow_incomplete,
+        jobs=max(options.jobs, 1),
+    )
+    is_whole = result.pop("is_whole")
+    result["command"] = _command(options)
+    other_corpus.print_result(result)
+    default = result_path(result["recipe"], options.protocol, result["corpus"]) if is_whole else None
+    _write(result, options.output or default)
+    return 0
+
+
+def _write(result: dict, path: str | Path | None) -> None:
+    if path is not None:
+        write_result(result, path := Path(path))
+        print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
 
 
 def _command(options: argparse.Namespace) -> str:
     """What rewrites the result, wherever the data and the runs may lie."""
-    told = {"recipe": options.recipe, "protocol": options.protocol, "folds": options.folds, "seed": options.seed}
+    told = {"recipe": options.recipe, "protocol": options.protocol}
+    if options.corpus:
+        told |= {"corpus": Path(options.corpus).name, "half": options.half}
+        if options.checkpoint:
+            told["checkpoint"] = (
+                Path(options.checkpoint).name if Path(options.checkpoint).exists() else options.checkpoint
+            )
+        ends = []
+    else:
+        told |= {"folds": options.folds, "seed": options.seed}
+        ends = [word for condition in options.condition or [] for word in ("--condition", condition)]
+        ends += ["--held-out", options.held_out]
     words = [word for name, value in told.items() if value is not None for word in (f"--{name}", str(value))]
-    words += [word for condition in options.condition or [] for word in ("--condition", condition)]
-    return shlex.join(["python", "-m", "train.evaluate", *words, "--held-out", options.held_out])
+    return shlex.join(["python", "-m", "train.evaluate", *words, *ends])
 
 
 def _parse_folds(text: str | None, protocol: str) -> list[int]:

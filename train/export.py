@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
-from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, WINDOW_S
+from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, window_sizes
 from ser_model.pretrained import DEFAULT, load_pipeline
 from ser_model.results import write_whole
 from ser_model.voice import CHUNK_SIZE, CONTEXT_SIZE, VoiceDetector, load_detector
@@ -149,8 +149,8 @@ def export_voice_detector(output: Path) -> bool:
 def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     """
     Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
-    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), `sampling_rate` in hertz, and how `SerPipeline` uses
-    it: `window_s`, and `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`).
+    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), and how `SerPipeline` uses it: `window_settings`, and
+    `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`).
 
     Args:
         checkpoint: As of `load_pipeline`.
@@ -171,8 +171,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         )
     settings = {
         "labels": json.dumps(list(network.config.id2label.values())),
-        "sampling_rate": str(extractor.sampling_rate),
-        "window_s": str(min(WINDOW_S, extractor.max_duration_s)),
+        **window_settings(extractor),
         "silence_peak": str(SILENCE_PEAK),
         "edge_size": str(EDGE_SIZE),
     }
@@ -187,6 +186,13 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         onnx.save(model, path)
         _check(classifier, path, checkpoint, int8=int8)
         write_whole(output, path.read_bytes())
+
+
+def window_settings(extractor: SerFeatureExtractor) -> dict[str, str]:
+    """`sampling_rate` in hertz, `window_s` and `min_rest_s`, by which a recording is cut (see `pipeline_ser.cut_windows`)."""
+    rate = extractor.sampling_rate
+    size, min_rest = window_sizes(extractor)
+    return {"sampling_rate": str(rate), "window_s": str(size / rate), "min_rest_s": str(min_rest / rate)}
 
 
 def _trace_classifier(classifier: WaveformClassifier, path: Path) -> None:

@@ -20,9 +20,9 @@ from ser_model import SerFeatureExtractor
 from ser_model.audio import AudioError, read_audio
 from ser_model.results import whole_file
 
+from . import corpus as corpora
 from .augment import change
 from .outside import add_noise
-from .ravdess import RavdessError, data_fingerprint, load_ravdess, parse_name
 from .recipe import Recipe, Variant, load_recipe
 
 # What an extractor gives of one clip: `input_features` (num_frames, feature_size) and, if it gives them, `statistics`
@@ -31,16 +31,27 @@ Clip = dict[str, np.ndarray]
 
 
 def recipe_features(
-    recipe: Recipe, dataset: datasets.Dataset, *, fingerprint: str
+    recipe: Recipe, rows: list[dict], *, fingerprints: dict[str, str]
 ) -> tuple[SerFeatureExtractor, dict[Variant, list[Clip]]]:
     """
-    A recipe's extractor, and the features of the dataset's clips as `extract_features` gives them; those that are
-    normalised over the training clips wait for that (see `fit_normalization`).
+    A recipe's extractor, and the features of the clips of `rows` as `extract_features` gives them, a corpus at a time, so
+    that another one beside it computes none anew; those that are normalised over the training clips wait for that (see
+    `fit_normalization`).
+
+    Args:
+        fingerprints: Of the corpora, as `corpus.fingerprints` gives them.
     """
     extractor = SerFeatureExtractor(**recipe.features)
     settings = {**extractor.to_dict(), "normalize": None if extractor.normalize == "dataset" else extractor.normalize}
     raw = SerFeatureExtractor.from_dict(settings)
-    return extractor, extract_features(dataset, raw, variants=recipe.variants(), data_fingerprint=fingerprint)
+    features = {}
+    for corpus, fingerprint in fingerprints.items():
+        numbers = [i for i, row in enumerate(rows) if row["corpus"] == corpus]
+        dataset = datasets.Dataset.from_dict({"audio": [{"path": rows[i]["path"]} for i in numbers]})
+        found = extract_features(dataset, raw, variants=recipe.variants(), data_fingerprint=fingerprint)
+        for variant, clips in found.items():
+            features.setdefault(variant, {}).update(zip(numbers, clips))
+    return extractor, {variant: [clips[i] for i in range(len(rows))] for variant, clips in features.items()}
 
 
 def extract_features(
@@ -67,11 +78,13 @@ def extract_features(
     for variant in {Variant(): None, **dict.fromkeys(variants)}:
         probe = _probe(extractor, variant)
         settings = json.dumps([probe, data_fingerprint, extractor.to_dict(), vars(variant)], sort_keys=True)
+        fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:32]
         table = dataset.map(
             functools.partial(_extract_one, extractor=extractor, variant=variant),
             remove_columns=dataset.column_names,
             features=columns,
-            new_fingerprint=hashlib.sha256(settings.encode()).hexdigest()[:32],
+            new_fingerprint=fingerprint,
+            cache_file_name=str(_cache() / f"{fingerprint}.arrow"),
             desc="Features",
         )
         values = [
@@ -80,6 +93,13 @@ def extract_features(
         ]
         features[variant] = [dict(zip(widths, clip)) for clip in zip(*values)]
     return features
+
+
+def _cache() -> Path:
+    """Said outright, since rows in memory have no file beside which `datasets` would keep what comes of them."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "ser-features"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def clip_features(extractor: SerFeatureExtractor, waveform: np.ndarray) -> Clip:
@@ -131,7 +151,7 @@ def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows
 
 class FeatureDataset(torch.utils.data.Dataset):
     """
-    Clips for the Trainer; of one with several variants each, one is drawn anew each time, or all are heard; so is a stretch
+    Clips for the Trainer, with their weights in the loss if they have any; of one with several variants each, one is drawn anew each time, or all are heard; so is a stretch
     of `max_frames` of a longer one.
     """
 
@@ -140,12 +160,14 @@ class FeatureDataset(torch.utils.data.Dataset):
         variants: list[list[Clip]],
         labels: list[int],
         *,
+        weights: list[float] | None = None,
         every_variant: bool = False,
         max_frames: int | None = None,
     ):
         self.max_frames = max_frames
         self.variants = [sum(variants, [])] if every_variant else variants
-        self.labels = labels * len(variants) if every_variant else labels
+        times = len(variants) if every_variant else 1
+        self.labels, self.weights = labels * times, weights and weights * times
 
     def __len__(self):
         return len(self.labels)
@@ -157,7 +179,8 @@ class FeatureDataset(torch.utils.data.Dataset):
         if self.max_frames and len(features) > self.max_frames:
             first = torch.randint(len(features) - self.max_frames + 1, ()).item()
             features = features[first : first + self.max_frames]
-        return {**clip, "input_features": features, "labels": self.labels[index]}
+        weights = {} if self.weights is None else {"weights": self.weights[index]}
+        return {**clip, **weights, "input_features": features, "labels": self.labels[index]}
 
 
 def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
@@ -170,22 +193,28 @@ def collate(clips: list[dict]) -> dict[str, torch.Tensor]:
         "attention_mask": (torch.arange(padded.shape[1]) < num_frames[:, None]).long(),
         "labels": torch.tensor([clip["labels"] for clip in clips]),
     }
+    if "weights" in clips[0]:
+        batch["weights"] = torch.tensor([clip["weights"] for clip in clips], dtype=torch.float32)
     if "statistics" in clips[0]:
         batch["statistics"] = torch.tensor(np.stack([clip["statistics"] for clip in clips]))
     return batch
 
 
-def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_incomplete: bool = False) -> int:
+def export(
+    recipe: Recipe, path: Path, *, data_dir: str | dict[str, str] | None = None, allow_incomplete: bool = False
+) -> int:
     """
     Writes a recipe's features, before any normalisation over training clips, to `path`: a row a frame, with the clip's
     name and fields, the frame's number, and a column a feature; CSV or Parquet by the suffix. Returns the number of rows.
     """
-    data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
-    extractor, features = recipe_features(recipe, data, fingerprint=data_fingerprint(data))
+    rows = corpora.load_training_rows(
+        recipe.corpora, data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete
+    )
+    extractor, features = recipe_features(recipe, rows, fingerprints=corpora.fingerprints(rows))
     clips = [clip["input_features"] for clip in features[Variant()]]
-    stems = [Path(audio["path"]).stem for audio in data["audio"]]
-    num_frames, fields = [len(clip) for clip in clips], [{"clip": stem, **parse_name(stem)} for stem in stems]
-    columns = {name: np.repeat([field[name] for field in fields], num_frames) for name in fields[0]}
+    num_frames, fields = [len(clip) for clip in clips], [{"clip": Path(row["path"]).stem, **row} for row in rows]
+    names = [name for name in dict.fromkeys(name for field in fields for name in field) if name != "path"]
+    columns = {name: np.repeat([field.get(name) for field in fields], num_frames) for name in names}
     columns["frame"] = np.concatenate([np.arange(n) for n in num_frames])
     values = np.concatenate(clips)  # (num_frames, feature_size)
     columns |= {f"feature_{i}": column for i, column in enumerate(values.T)}
@@ -198,17 +227,18 @@ def export(recipe: Recipe, path: Path, *, data_dir: str | None = None, allow_inc
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.features", description="A recipe's features as a table.")
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
-    parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
+    corpora.add_data_option(parser)
     parser.add_argument("--output", required=True, help="table to write: .csv or .parquet")
-    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than a corpus has")
     options = parser.parse_args(arguments)
     path = Path(options.output)
     if path.suffix not in (".csv", ".parquet"):
         parser.error(f"--output {path} must end in .csv or .parquet.")
     try:
         recipe = load_recipe(options.recipe)
-        num_rows = export(recipe, path, data_dir=options.data, allow_incomplete=options.allow_incomplete)
-    except (AudioError, RavdessError, ValueError, OSError) as error:
+        folders = corpora.data_folders(options.data)
+        num_rows = export(recipe, path, data_dir=folders, allow_incomplete=options.allow_incomplete)
+    except (AudioError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{path}: {num_rows} frames.")

@@ -2,9 +2,8 @@
 
 import argparse
 import copy
-import csv
 import dataclasses
-import hashlib
+import json
 import sys
 import time
 from collections import Counter
@@ -18,22 +17,20 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from ser_model import SerForAudioClassification
 from ser_model.audio import AudioError
-from ser_model.pretrained import DEFAULT, load_pipeline
+from ser_model.pretrained import DEFAULT, available, load_pipeline
+from ser_model.pretrained import FOLDER as SHIPPED
 from ser_model.scoring import find_recordings
 
+from . import corpus as corpora
+from .corpus import DataError, read_csv
 from .features import extract_features
 from .metrics import scores
 from .push import RUN_FILE, check_login, push
-from .ravdess import data_fingerprint
 from .recipe import Recipe, Training, load_recipe
 from .train import explain, make_sets, predict, save_run, use_one_thread, versions
 from .trainer import CHECKPOINTS, make_trainer
 
 MIN_CLIPS = 4  # of each label: one of them validates
-
-
-class DataError(ValueError):
-    """What is wrong with the recordings or their labels, in one sentence."""
 
 
 def finetune(
@@ -68,6 +65,9 @@ def finetune(
     if (output / RUN_FILE).exists():
         raise DataError(f"{output} holds a finished run: choose another --output, or delete it.")
     clips = read_clips(data)
+    learnt = _learnt_before(model) | corpora.learnt_from(corpora.own_rows(clips, corpus=data.resolve().stem))
+    if hub_model_id or corpora.is_shipped(output):
+        corpora.check_may_ship(learnt)
     base = load_pipeline(model)
     transformers.set_seed(seed)
     names = sorted({clip["label"] for clip in clips})
@@ -95,6 +95,7 @@ def finetune(
         "data_fingerprint": fingerprint,
         "train_seconds": round(time.time() - started, 1),
         "num_parameters": network.num_parameters(),
+        "corpora": learnt,
         "versions": versions(),
         "history": trainer.state.log_history,
         "fine_tuning": {
@@ -125,7 +126,7 @@ def read_clips(data: Path) -> list[dict]:
             for path in find_recordings(str(folder))
         ]
     elif data.is_file():
-        clips = _read_csv(data)
+        clips = read_csv(data)
     else:
         raise DataError(f"{data} does not exist: give a folder of label/clip.wav, or a CSV file of path and label.")
     counts = Counter(clip["label"] for clip in clips)
@@ -139,28 +140,14 @@ def read_clips(data: Path) -> list[dict]:
     return clips
 
 
-def _read_csv(file: Path) -> list[dict]:
+def _learnt_before(model: str) -> dict[str, dict]:
+    """The corpora that a checkpoint on this machine has learnt from; one on the Hub may be passed on, or it were not there."""
+    folder = SHIPPED / model if model in available() else Path(model)
     try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} is neither a folder nor a CSV file of path and label: {error}.") from error
-    if missing := {"path", "label"} - set(columns):
-        raise DataError(
-            f"{file} has no column {' or '.join(sorted(missing))}: its first line must name path and label."
-        )
-    wanted = [name for name in ("path", "label", "speaker") if name in columns]
-    clips = []
-    for number, row in enumerate(rows, 2):
-        if empty := [name for name in wanted if not (row[name] or "").strip()]:
-            raise DataError(f"{file}, row {number}: {' and '.join(empty)} is empty.")
-        clip = {name: row[name].strip() for name in wanted}
-        clip["path"] = str(file.parent / clip["path"])
-        if not Path(clip["path"]).is_file():
-            raise DataError(f"{file}, row {number}: {clip['path']} does not exist.")
-        clips.append(clip)
-    return clips
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = {}
+    return corpora.learnt_corpora(run)
 
 
 def split_clips(clips: list[dict], references: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -213,12 +200,9 @@ def _recipe(name: str, num_clips: int, *, num_epochs: int, learning_rate: float)
 
 def _features(clips: list[dict], extractor, recipe: Recipe) -> tuple[dict, str]:
     dataset = datasets.Dataset.from_dict({"audio": [{"path": clip["path"]} for clip in clips]})
-    fingerprint = data_fingerprint(dataset)
-    labelled = repr([(Path(clip["path"]).name, clip["label"]) for clip in clips])
-    return (
-        extract_features(dataset, extractor, variants=recipe.augmentation.variants, data_fingerprint=fingerprint),
-        hashlib.sha256((fingerprint + labelled).encode()).hexdigest(),
-    )
+    fingerprint = corpora.join_fingerprints(corpora.fingerprints([{**clip, "corpus": "own"} for clip in clips]))
+    variants = recipe.augmentation.variants
+    return extract_features(dataset, extractor, variants=variants, data_fingerprint=fingerprint), fingerprint
 
 
 def main(arguments: list[str] | None = None) -> int:

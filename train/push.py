@@ -20,6 +20,7 @@ from ser_model import SerPipeline
 from ser_model.pretrained import load_pipeline
 
 from .card import write_card
+from .corpus import DataError, check_may_ship, learnt_corpora
 
 RUN_FILE = "run.json"  # what `train.train` writes last
 PROBE_S = 2.0
@@ -103,6 +104,10 @@ def check_login(repo_id: str) -> None:
 def stage(checkpoint: Path, repo_id: str, folder: Path) -> None:
     """Writes into `folder` what goes to the Hub, and has a fresh process load it and give the same logits."""
     run = _read_run(checkpoint)
+    try:
+        check_may_ship(learnt_corpora(run))
+    except DataError as error:
+        raise PushError(f"{checkpoint} is not pushed. {error}") from error
     try:
         classifier = load_pipeline(str(checkpoint))
     except (OSError, ValueError) as error:

@@ -214,23 +214,38 @@ def load_ravdess(
 def download(channel: str, dl_manager: datasets.DownloadManager) -> str:
     """The folder of one unpacked archive, downloaded, with progress, if it is not in the cache."""
     archive = ARCHIVES[channel]
+    return fetch(archive.url, dl_manager, title="RAVDESS", md5=archive.md5)
+
+
+def fetch(url: str, dl_manager: datasets.DownloadManager, *, title: str, md5: str | None = None) -> str:
+    """
+    The folder of an unpacked archive, downloaded, with progress, if it is not in the cache.
+
+    Args:
+        title: Of the corpus that is in it.
+        md5: What the archive must have, where the publisher tells it.
+
+    Raises:
+        `RavdessError`: it could not be downloaded, or has another checksum.
+    """
     try:
-        path = Path(dl_manager.download(archive.url))
+        path = Path(dl_manager.download(url))
     except (OSError, aiohttp.ClientError) as error:  # the second when a connection breaks off halfway
         reason = str(error).partition("\n")[0]
         raise RavdessError(
-            f"RAVDESS could not be downloaded from {archive.url} ({reason}): check the network, or give a folder that "
-            "holds it with --data."
+            f"{title} could not be downloaded from {url} ({reason}): check the network, or give a folder that holds it "
+            "with --data."
         ) from error
     # `datasets` checks no checksum itself, whatever its verification mode.
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != archive.md5:
-        path.unlink()
-        raise RavdessError(
-            f"The download of {archive.url} is damaged: its MD5 is {found}, expected {archive.md5}. It was deleted; run "
-            "the command again."
-        )
+    if md5 is not None:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != md5:
+            path.unlink()
+            raise RavdessError(
+                f"The download of {url} is damaged: its MD5 is {found}, expected {md5}. It was deleted; run the command "
+                "again."
+            )
     return dl_manager.extract(str(path))
 
 
@@ -273,16 +288,6 @@ def _is_whole(file: Path) -> bool:
             return sound.frames > 0 and len(sound.read(dtype="int16")) == sound.frames
     except (soundfile.LibsndfileError, OSError):
         return False
-
-
-def data_fingerprint(dataset: datasets.Dataset) -> str:
-    """SHA-256 over the names and the content of a dataset's recordings: equal wherever the same data lie."""
-    digest = hashlib.sha256()
-    for audio in dataset["audio"]:
-        path = Path(audio["path"])
-        digest.update(path.name.encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def split_actors(fold: int, *, num_validation: int = 4) -> dict[str, list[int]]:

@@ -7,6 +7,8 @@ import yaml
 
 from ser_model import SerConfig
 
+from .corpus import check_name
+
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -62,6 +64,7 @@ class Training:
         False  # weigh a clip by num_clips / (num_labels x clips of its label), as scikit-learn does,
     )
     class_factors: dict = field(default_factory=dict)  # times this
+    balanced_corpora: bool = False  # instead: each corpus counts alike on the whole, and in it each emotion that it has
     max_grad_norm: float = 5.0
     keep_best: bool = False  # the epoch with the best accuracy on validation clips, instead of the last
     early_stopping_epochs: int | None = None  # stop after so many epochs without a better one
@@ -81,8 +84,9 @@ class Recipe:
     """
     name: Also the name of its file, its results and its checkpoint.
     claimed: What the published system says of itself.
-    vocal_channels: What it learns from: speech, song or both. On a random split it is judged on the same, on people it has
-        never heard always on speech.
+    corpora: What it learns from: names of `corpus.CORPORA`, or CSV files. It is judged on RAVDESS alone.
+    vocal_channels: Of RAVDESS: speech, song or both. On a random split it is judged on the same, on people it has never
+        heard always on speech.
     num_validation_actors: Drawn from the training actors to make choices on.
     refit: After the choices are made, learn from training and validation clips together for the scores on test clips.
     features, model: Overrides of `SerFeatureExtractor`'s and `SerConfig`'s defaults.
@@ -92,6 +96,7 @@ class Recipe:
 
     name: str
     claimed: str | None = None
+    corpora: tuple[str, ...] = ("ravdess",)
     vocal_channels: tuple[str, ...] = ("speech",)
     num_validation_actors: int = 4
     refit: bool = False
@@ -106,6 +111,16 @@ class Recipe:
         """Plain lists, dicts and numbers, every default written out, but for what came after the first results."""
         later = ("apart", "forget_priors")
         return {name: value for name, value in _plain(asdict(self)).items() if value or name not in later}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Recipe":
+        """
+        The recipe that a run was written with; what did not exist then has its default.
+
+        Raises:
+            `ValueError`: it sets something that does not exist any more.
+        """
+        return _build(cls, values, Path("run.json"))
 
     def num_members(self) -> int:
         return len(self.model.get("num_cepstra", SerConfig.num_cepstra))
@@ -159,6 +174,10 @@ def load_recipe(name: str) -> Recipe:
         raise ValueError(f"{path} does not hold a recipe: expected lines such as 'model:' or 'training:'.")
     recipe = _build(Recipe, {"name": path.stem, **overrides}, path)
     recipe.groups()  # says what is wrong with them
+    if isinstance(recipe.corpora, str):
+        raise ValueError(f"{path} sets corpora to {recipe.corpora}: give a list, [{recipe.corpora}].")
+    for corpus in recipe.corpora:
+        check_name(corpus)
     if recipe.refit and recipe.training.keep_best:
         raise ValueError(
             f"{path} sets refit and keep_best: there are no validation clips left to keep the best epoch by."

@@ -15,8 +15,8 @@ import numpy as np
 from ser_model.configuration_ser import EMOTIONS
 from ser_model.results import whole_file, write_whole
 
+from .corpus import told_clips
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
-from .ravdess import parse_name
 from .recipe import Recipe, available, load_recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,9 +26,24 @@ PROTOCOLS = {
 }
 
 
-def result_path(recipe_name: str, protocol: str) -> Path:
-    """Where the figures of a recipe under a protocol are committed."""
-    return RESULTS / f"{recipe_name}.{protocol}.json"
+def result_path(recipe_name: str, protocol: str, *corpus: str) -> Path:
+    """Where the figures of a recipe under a protocol, and on another `corpus`, are committed."""
+    return RESULTS / f"{'.'.join([recipe_name, protocol, *corpus])}.json"
+
+
+def other_corpora(recipe_name: str) -> list[dict]:
+    """What a recipe's network was measured to be worth on corpora that it has never heard, in the order of their titles."""
+    results = map(_read, RESULTS.glob(f"{recipe_name}.other-corpus.*.json"))
+    return sorted(results, key=lambda result: result["about"]["title"].lower())
+
+
+def corpus_title(result: dict) -> str:
+    """What such a result was measured on, with what chance would reach."""
+    num_emotions = len(result["labels"])
+    return (
+        f"another corpus, never heard: {result['about']['title']}, {result['about']['speakers']} ({num_emotions} emotions, "
+        f"chance {100 / num_emotions:.1f} %)"
+    )
 
 
 MEASURES = ("accuracy", "uar", "macro_f1", "weighted_f1", "ece")
@@ -40,13 +55,13 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
 
     Figures of a fold are means over the seeds, those of a seed means over the folds, but for the calibration error: it is
     taken over a seed's clips of all folds together, since one fold has too few for its bins. Figures by class, gender and
-    intensity and the confusion matrix count each clip once a seed.
+    intensity, as far as the clips tell these, and the confusion matrix count each clip once a seed.
     """
     labels = list(EMOTIONS)
     seeds, folds = (list(dict.fromkeys(run[name] for run in runs)) for name in ("seed", "fold"))
     by_seed = [_seed_figures([run for run in runs if run["seed"] == seed]) for seed in seeds]
     mean = _mean(by_seed)
-    probabilities, references, fields = _predictions(runs)
+    probabilities, references, clips = _predictions(runs)
     result = {
         "recipe": recipe.name,
         "protocol": protocol,
@@ -58,8 +73,9 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
         "standard_deviation_over_seeds": {name: float(np.std([s[name] for s in by_seed])) for name in MEASURES},
         "per_class": per_class(probabilities, references, labels),
         **{
-            f"by_{field}": _by_field(probabilities, references, [f[field] for f in fields])
+            f"by_{field}": by_field(probabilities, references, [clip[field] for clip in clips])
             for field in ("gender", "intensity")
+            if all(field in clip for clip in clips)
         },
         "reliability": reliability(probabilities, references),
         "curves": {run["fold"] or 1: _curves(run["history"], recipe) for run in runs if run["seed"] == seeds[0]},
@@ -70,6 +86,7 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
         "settings": recipe.to_dict(),
         "versions": runs[0]["versions"],
         "data_fingerprint": runs[0]["data_fingerprint"],
+        "clips": _answered(clips, probabilities),
     }
     if held_out == "validation":
         fitted = fit_temperature(probabilities, references)
@@ -79,10 +96,10 @@ def summarise(runs: list[dict], recipe: Recipe, *, protocol: str, held_out: str)
 
 def _fold_figures(runs: list[dict]) -> dict:
     """Of one fold: the mean over its seeds."""
-    clips = runs[0]["clips"]
+    clips = told_clips(runs[0])
     return {
         "fold": runs[0]["fold"] or 1,
-        "test_actors": sorted({parse_name(clip)["actor"] for clip in clips}),
+        "test_actors": sorted({clip["actor"] for clip in clips}),
         "num_clips": len(clips),
         **_mean([_scores([run]) for run in runs]),
         "train_seconds": round(_train_seconds(runs), 1),
@@ -123,13 +140,22 @@ def _curves(history: list[dict], recipe: Recipe) -> dict[str, list]:
 
 
 def _predictions(runs: list[dict]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' fields, one run after the other."""
-    fields = [parse_name(clip) for run in runs for clip in run["clips"]]
+    """(num_clips, num_labels) probabilities, (num_clips,) class numbers, and the clips' rows, one run after the other."""
+    clips = [clip for run in runs for clip in told_clips(run)]
     probabilities = np.concatenate([np.array(run["probabilities"]) for run in runs])
-    return probabilities, np.array([EMOTIONS.index(f["emotion"]) for f in fields]), fields
+    return probabilities, np.array([EMOTIONS.index(clip["label"]) for clip in clips]), clips
 
 
-def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str]) -> dict[str, dict]:
+def _answered(clips: list[dict], probabilities: np.ndarray) -> list[dict]:
+    """Each clip once, by its name, label, speaker and corpus, with the answers to it, one a run that heard it."""
+    answered = {}
+    for clip, p in zip(clips, probabilities):
+        about = {name: clip[name] for name in ("clip", "label", "speaker", "corpus")}
+        answered.setdefault(clip["clip"], {**about, "answers": []})["answers"].append(EMOTIONS[p.argmax()])
+    return list(answered.values())
+
+
+def by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str]) -> dict[str, dict]:
     values = np.array(values)
     return {
         value: {
@@ -141,13 +167,27 @@ def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[st
 
 
 def write_result(result: dict, path: Path) -> None:
-    """The JSON file and, beside it, the confusion matrix and the training curves as pictures; each whole or not at all."""
+    """
+    The JSON file and, beside it, the confusion matrix and, if something was trained, the curves as pictures; each whole or
+    not at all.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, draw in ((".png", draw_confusion), (".curves.png", draw_curves)):
+    pictures = {".png": draw_confusion} | ({".curves.png": draw_curves} if "curves" in result else {})
+    for suffix, draw in pictures.items():
         with whole_file(path.with_suffix(suffix)) as partial:
             draw(result, partial)
-    text = json.dumps({**result, "curves": "CURVES"}, indent=1).replace('"CURVES"', json.dumps(result["curves"]))
-    write_whole(path, f"{text}\n".encode())
+    write_whole(path, f"{_as_json(result)}\n".encode())
+
+
+def _as_json(result: dict) -> str:
+    """A figure a line, but the curves as one, and a line a clip."""
+    lines = ",\n  ".join(map(json.dumps, result["clips"]))
+    compact = {"curves": json.dumps(result.get("curves")), "clips": f"[\n  {lines}\n ]"}
+    compact = {name: text for name, text in compact.items() if name in result}
+    text = json.dumps({**result, **{name: f"<{name}>" for name in compact}}, indent=1)
+    for name, content in compact.items():
+        text = text.replace(f'"<{name}>"', content)
+    return text
 
 
 def draw_confusion(result: dict, path: Path) -> None:
@@ -168,9 +208,8 @@ def draw_confusion(result: dict, path: Path) -> None:
     axes.set_yticks(ticks, result["labels"])
     axes.set_xlabel("heard as")
     axes.set_ylabel("acted")
-    axes.set_title(
-        f"{result['recipe']}, {result['protocol']}: UAR {100 * result['mean']['uar']:.1f} %\n(% of each row)"
-    )
+    on = result["about"]["title"] if "about" in result else result["protocol"]
+    axes.set_title(f"{result['recipe']}, {on}: UAR {100 * result['mean']['uar']:.1f} %\n(% of each row)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -232,10 +271,11 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def figures_of_ours() -> str:
-    """What `ser-base` reaches under both protocols, as Markdown."""
+    """What `ser-base` reaches on other corpora and under both protocols, as Markdown."""
     results = {protocol: _read(result_path("ser-base", protocol)) for protocol in PROTOCOLS}
     unheard = results["speaker-independent"]
     measured = unheard or results["random-split"]
+    elsewhere = other_corpora("ser-base")
     if measured is None:
         return "`ser-base` is not measured yet."
     model = measured["model"]
@@ -244,11 +284,24 @@ def figures_of_ours() -> str:
         "| calibration error |",
         "|---|---|---|---|---|",
     ]
-    for protocol, title in PROTOCOLS.items():
-        if result := results[protocol]:
-            values = [_percents(result, measure) for measure in ("uar", "accuracy", "macro_f1", "ece")]
-            lines.append(f"| {title} | {' | '.join(values)} |")
-    return "\n".join(lines + (["", *details(unheard)] if unheard else []))
+    titled = [(corpus_title(result), result) for result in elsewhere]
+    titled += [(title, results[protocol]) for protocol, title in PROTOCOLS.items() if results[protocol]]
+    for title, result in titled:
+        values = [_percents(result, measure) for measure in ("uar", "accuracy", "macro_f1", "ece")]
+        lines.append(f"| {title} | {' | '.join(values)} |")
+    told = [recalls_elsewhere(elsewhere)] if elsewhere else []
+    told += details(unheard) if unheard else []
+    return "\n".join(lines + ([""] if told else []) + told)
+
+
+def recalls_elsewhere(results: list[dict]) -> str:
+    """The recall of each emotion on other corpora."""
+    told = "; ".join(f"on {result['about']['title']} {_recalls(result)}" for result in results)
+    return f"On corpora never heard, in per cent of their clips, what is recognised: {told}."
+
+
+def _recalls(result: dict) -> str:
+    return ", ".join(f"{label} {100 * figures['recall']:.0f}" for label, figures in result["per_class"].items())
 
 
 def details(result: dict) -> list[str]:
@@ -256,14 +309,13 @@ def details(result: dict) -> list[str]:
     seeds = ", ".join(f"{100 * seed['uar']:.1f}" for seed in result["seeds"])
     by_seed = f"by seed {seeds}; " if len(result["seeds"]) > 1 else ""
     folds = ", ".join(f"{100 * fold['uar']:.1f}" for fold in result["folds"])
-    recalls = ", ".join(f"{label} {100 * figures['recall']:.0f}" for label, figures in result["per_class"].items())
     groups = [
         f"{group} {100 * figures['uar']:.1f}"
         for field in ("by_gender", "by_intensity")
-        for group, figures in result[field].items()
+        for group, figures in result.get(field, {}).items()
     ]
     lines = [
-        f"On people never heard, in per cent: UAR {by_seed}by fold {folds}; recall of {recalls}; UAR of voices "
+        f"On people never heard, in per cent: UAR {by_seed}by fold {folds}; recall of {_recalls(result)}; UAR of voices "
         f"and intensities: {', '.join(groups)}.",
     ]
     if conditions := result.get("conditions"):
@@ -273,11 +325,14 @@ def details(result: dict) -> list[str]:
 
 
 def recipes_table() -> str:
-    """Every recipe that was measured, as Markdown: claimed, and measured here by both protocols, and by a leaky one."""
+    """
+    Every recipe that was measured, as Markdown: claimed, and measured here on other corpora, by both protocols, and by a
+    leaky one.
+    """
     lines = [
-        "| recipe | claimed | leaky split: accuracy | random split: accuracy, macro F1 | never heard: UAR, accuracy "
-        "| parameters | size | training |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | claimed | other corpora: UAR | never heard: UAR, accuracy | random split: accuracy, macro F1 "
+        "| leaky split: accuracy | parameters | size | training |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in available():
         leaky = _read(result_path(name, "leaky-split"))
@@ -290,9 +345,10 @@ def recipes_table() -> str:
         cells = [
             f"`{name}`",
             load_recipe(name).claimed or "",
-            _percents(leaky, "accuracy"),
-            _percents(split, "accuracy", "macro_f1"),
+            ", ".join(f"{r['about']['title']} {_percents(r, 'uar')}" for r in other_corpora(name)) or "not measured",
             _percents(unheard, "uar", "accuracy"),
+            _percents(split, "accuracy", "macro_f1"),
+            _percents(leaky, "accuracy"),
             f"{measured['model']['num_parameters']:,}",
             f"{measured['model']['num_bytes'] / 1e6:.1f} MB",
             _duration(statistics.median(seconds)) if seconds else "not measured",

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 import transformers
@@ -21,55 +20,68 @@ from sklearn.model_selection import train_test_split
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.audio import AudioError
+from ser_model.configuration_ser import EMOTIONS
 from ser_model.encoders_ser import SerPerceptronEncoder
 from ser_model.results import write_whole
 
+from . import corpus as corpora
 from . import recipe as recipes
 from .card import write_card
 from .features import Clip, FeatureDataset, collate, fit_normalization, recipe_features
 from .push import RUN_FILE, check_login, push
-from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
-from .trainer import CHECKPOINTS, RunError, last_whole_checkpoint, leave_processes, make_trainer, saving
+from .ravdess import FOLDS, split_actors
+from .trainer import (
+    CHECKPOINTS,
+    RunError,
+    balancing_weights,
+    last_whole_checkpoint,
+    leave_processes,
+    make_trainer,
+    saving,
+)
 
 PROTOCOLS = ("all", "speaker-independent", "random-split", "leaky-split")
 
 
-def split_rows(data: datasets.Dataset, recipe: recipes.Recipe, *, protocol: str, fold: int | None, seed: int) -> dict:
+def split_rows(clips: list[dict], recipe: recipes.Recipe, *, protocol: str, fold: int | None, seed: int) -> dict:
     """
-    Row numbers of `train`, `validation` and `test`, by the protocol.
+    Row numbers of `train`, `validation` and `test`, by the protocol. Only RAVDESS is split: other corpora always train.
 
     - speaker-independent: by actor, the folds of `ravdess.FOLDS`; validation and test hold speech only.
     - random-split: 80 % train and 20 % test, stratified by emotion, whoever speaks; a tenth of the train part
       validates.
     - all: everything trains, but for a tenth of the clips where the best epoch is chosen by them.
     """
-    emotions, actors = np.array(data["emotion"]), np.array(data["actor"])
-    rows = np.arange(len(data))
+    emotions, rows = np.array([EMOTIONS.index(clip["emotion"]) for clip in clips]), np.arange(len(clips))
     if protocol == "all" and not recipe.training.keep_best:
         return {"train": rows, "validation": rows[:0], "test": rows[:0]}
+    ours = np.array([clip["corpus"] == "ravdess" for clip in clips])
+    if not ours.any():
+        raise ValueError(f"The protocol {protocol} splits RAVDESS, which is none of {', '.join(recipe.corpora)}.")
     if protocol in ("all", "random-split"):
-        rest, test = rows, rows[:0]
+        rest, test = rows[ours], rows[:0]
         if protocol == "random-split":
-            rest, test = train_test_split(rows, test_size=0.2, stratify=emotions, random_state=seed)
+            rest, test = train_test_split(rest, test_size=0.2, stratify=emotions[rest], random_state=seed)
         train, validation = train_test_split(rest, test_size=0.1, stratify=emotions[rest], random_state=seed)
-        return {"train": train, "validation": validation, "test": test}
-    speech = np.array(data["vocal_channel"]) == data.features["vocal_channel"].str2int("speech")
+        return {"train": np.concatenate([train, rows[~ours]]), "validation": validation, "test": test}
+    speech = np.array([clip.get("vocal_channel") == "speech" for clip in clips])
+    actors = np.array([clip["actor"] if clip["corpus"] == "ravdess" else 0 for clip in clips])
     split = split_actors(fold, num_validation=recipe.num_validation_actors)
     return {
-        part: rows[np.isin(actors, split[part]) & (speech | (part == "train"))]
-        for part in ("train", "validation", "test")
+        "train": rows[~ours | np.isin(actors, split["train"])],
+        **{part: rows[ours & speech & np.isin(actors, split[part])] for part in ("validation", "test")},
     }
 
 
-def make_leak(features: dict, labels: list, clips: list, augmentation: recipes.Augmentation) -> tuple:
+def make_leak(features: dict, clips: list[dict], augmentation: recipes.Augmentation) -> tuple:
     """
-    The four as they are where clips are split after they were augmented: each variant of a clip is a clip of its own, with
-    the label and the name of the first.
+    The three as they are where clips are split after they were augmented: each variant of a clip is a clip of its own,
+    with the row of the first.
     """
     variants = list(dict.fromkeys(augmentation.variants))
     every_clip = [clip for variant in variants for clip in features[variant]]
     plain = dataclasses.replace(augmentation, variants=(recipes.Variant(),))
-    return {recipes.Variant(): every_clip}, labels * len(variants), clips * len(variants), plain
+    return {recipes.Variant(): every_clip}, clips * len(variants), plain
 
 
 def split_leak(labels: list[int], *, seed: int) -> dict:
@@ -82,7 +94,7 @@ def train(
     recipe: recipes.Recipe,
     output: Path,
     *,
-    data_dir: str | None = None,
+    data_dir: str | dict[str, str] | None = None,
     protocol: str = "all",
     fold: int | None = None,
     seed: int = 0,
@@ -99,6 +111,7 @@ def train(
     on from its last checkpoint; a finished one is only read.
 
     Args:
+        data_dir: RAVDESS's folder, or the folder of each corpus by its name; what is not named is downloaded.
         protocol: As in `split_rows`; or `"leaky-split"`, what must not be done, to show what it is worth: see `make_leak`
             and `split_leak`.
         fold: 1 to 5, for the protocol speaker-independent.
@@ -113,44 +126,51 @@ def train(
         What `run.json` holds.
 
     Raises:
-        `RunError`: `output` holds another run. `RavdessError`, `AudioError`: something is wrong with the data.
+        `RunError`: `output` holds another run. `DataError`, `RavdessError`, `AudioError`: something is wrong with the data,
+            or weights that learn from it may not be where they would go.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():  # one fills the cache
-        data = load_ravdess(data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete)
+        clips = corpora.load_training_rows(
+            recipe.corpora, data_dir, vocal_channels=recipe.vocal_channels, allow_incomplete=allow_incomplete
+        )
+    fingerprints = corpora.fingerprints(clips)
+    if hub_model_id or corpora.is_shipped(output):
+        corpora.check_may_ship(fingerprints)
     settings = {
         "recipe": recipe.to_dict(),
         "protocol": protocol,
         "fold": fold,
         "seed": seed,
         "held_out": held_out,
-        "data_fingerprint": data_fingerprint(data),
+        "data_fingerprint": corpora.join_fingerprints(fingerprints),
     }
     if finished := _finished_run(output, settings):
         if processes.is_main_process:
             _write_card(finished, output)  # with what has been measured since
         return finished
     with processes.main_process_first():
-        extractor, features = recipe_features(recipe, data, fingerprint=settings["data_fingerprint"])
-    labels = list(data["emotion"])
-    clips = [Path(audio["path"]).stem for audio in data["audio"]]
+        extractor, features = recipe_features(recipe, clips, fingerprints=fingerprints)
     if protocol == "leaky-split":
-        if recipe.apart:
-            raise ValueError("The leaky split is for recipes whose members all learn together.")
-        features, labels, clips, augmentation = make_leak(features, labels, clips, recipe.augmentation)
+        if recipe.apart or recipe.corpora != ("ravdess",):
+            raise ValueError("The leaky split is for recipes on RAVDESS alone whose members all learn together.")
+        features, clips, augmentation = make_leak(features, clips, recipe.augmentation)
         recipe = dataclasses.replace(recipe, augmentation=augmentation)
-        rows = split_leak(labels, seed=seed)
+        rows = split_leak([EMOTIONS.index(clip["emotion"]) for clip in clips], seed=seed)
     else:
-        rows = split_rows(data, recipe, protocol=protocol, fold=fold, seed=seed)
+        rows = split_rows(clips, recipe, protocol=protocol, fold=fold, seed=seed)
         if held_out == "test" and recipe.refit:
             rows["train"] = np.concatenate([rows["train"], rows["validation"]])
             rows["validation"] = rows["validation"][:0]
     features = fit_normalization(extractor, features, rows["train"])
-    names = data.features["emotion"].names
+    names, labels = list(EMOTIONS), [EMOTIONS.index(clip["emotion"]) for clip in clips]
+    learnt = [clips[i] for i in rows["train"]]
+    weights = balancing_weights([clip["corpus"] for clip in learnt], [clip["emotion"] for clip in learnt]).tolist()
     started, trainers = time.time(), []
     for number, (_, part) in enumerate(recipe.groups()):
         transformers.set_seed(seed)  # so that no group depends on what another has drawn
-        sets = make_sets(part.augmentation, features, labels, rows)
+        balance = weights if part.training.balanced_corpora else None
+        sets = make_sets(part.augmentation, features, labels, rows, weights=balance)
         network = make_network(part, extractor, names)
         learn_scales(network, [features[recipes.Variant()][i] for i in rows["train"]])
         folder = f"apart-{number}" if number else ""
@@ -171,17 +191,19 @@ def train(
     networks = [trainer.accelerator.unwrap_model(trainer.model) for trainer in trainers]
     model = networks[0] if len(networks) == 1 else join(recipe, extractor, names, networks)
     if recipe.forget_priors:
-        forget_priors(model, [labels[i] for i in rows["train"]])
+        balance = weights if recipe.training.balanced_corpora else None
+        forget_priors(model, [labels[i] for i in rows["train"]], balance)
     run = {
         **settings,
         "train_seconds": round(time.time() - started, 1),
         "device": device_name(model.device),
         "num_parameters": model.num_parameters(),
+        "corpora": corpora.learnt_from(learnt),
         "versions": versions(),
         "history": trainers[0].state.log_history,
     }
     if len(rows[held_out]):
-        run["clips"] = [clips[i] for i in rows[held_out]]
+        run["clips"] = [corpora.told(clips[i]) for i in rows[held_out]]
         run["probabilities"] = predict(model, sets[held_out]).round(6).tolist()
     if processes.is_main_process:
         with saving(output):
@@ -220,26 +242,38 @@ def learn_scales(network: SerForAudioClassification, clips: list[Clip]) -> None:
 
 
 @torch.no_grad()
-def forget_priors(network: SerForAudioClassification, labels: list[int]) -> None:
+def forget_priors(network: SerForAudioClassification, labels: list[int], weights: list[float] | None = None) -> None:
     """
-    Takes the logarithm of how common each label is among `labels`, those of the training clips, from what the classifiers
+    Takes the logarithm of how common each label is among `labels`, those of the training clips that count as `weights` say,
+    from what the classifiers
     add to it (post-hoc logit adjustment, Menon et al. 2021, arXiv:2007.07314): how many clips a corpus has of an emotion says
     nothing of a user's voice.
     """
-    counts = torch.bincount(torch.tensor(labels), minlength=network.config.num_labels).clamp(min=1).float()
+    weights = None if weights is None else torch.tensor(weights)
+    counts = torch.bincount(torch.tensor(labels), weights, minlength=network.config.num_labels).clamp(min=1).float()
     for classifier in network.classifiers:
         classifier.bias -= (counts / counts.mean()).log().to(classifier.bias)
 
 
-def make_sets(augmentation: recipes.Augmentation, features: dict, labels: list[int], rows: dict) -> dict:
-    """Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part."""
+def make_sets(
+    augmentation: recipes.Augmentation,
+    features: dict,
+    labels: list[int],
+    rows: dict,
+    *,
+    weights: list[float] | None = None,
+) -> dict:
+    """
+    Clips to learn from, in all their variants, and to judge by, as they are, for the row numbers of each part; `weights`
+    are what those to learn from count in the loss.
+    """
 
     def clips(part: str, variants: tuple[recipes.Variant, ...], **options) -> FeatureDataset:
         chosen = [[features[variant][i] for i in rows[part]] for variant in variants]
         return FeatureDataset(chosen, [labels[i] for i in rows[part]], **options)
 
     judged = {part: clips(part, (recipes.Variant(),)) for part in rows if part != "train"}
-    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames}
+    options = {"every_variant": augmentation.every_variant, "max_frames": augmentation.max_frames, "weights": weights}
     return {"train": clips("train", augmentation.variants, **options), **judged}
 
 
@@ -286,12 +320,21 @@ def _finished_run(output: Path, settings: dict) -> dict | None:
     if not path.exists():
         return None
     run = json.loads(path.read_text(encoding="utf-8"))
+    run["recipe"] = _filled(run.get("recipe"))
     different = [name for name, value in settings.items() if run.get(name) != value]
     if different:
         raise RunError(
             f"{output} holds a finished run with another {' and '.join(different)}: choose another --output, or delete it."
         )
     return run
+
+
+def _filled(recipe: dict | None) -> dict | None:
+    """A recipe as it was written, with the defaults of what came after it."""
+    try:
+        return recipes.Recipe.from_dict(recipe).to_dict()
+    except (TypeError, ValueError):
+        return recipe
 
 
 def device_name(device: torch.device) -> str:
@@ -329,14 +372,14 @@ def explain(error: Exception) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.train", description=__doc__)
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
-    parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
+    corpora.add_data_option(parser)
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="all", help="what to learn from (default: %(default)s)"
     )
     parser.add_argument("--fold", type=int, choices=FOLDS, help="test actors, for the protocol speaker-independent")
     parser.add_argument("--output", help="folder for the checkpoint (default: runs/RECIPE)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
-    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than RAVDESS has")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than a corpus has")
     parser.add_argument(
         "--no-code", action="store_true", help="leave out the copy of the classes' code, as in ser_model/pretrained"
     )
@@ -358,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = train(
             recipe,
             output,
-            data_dir=options.data,
+            data_dir=corpora.data_folders(options.data),
             protocol=options.protocol,
             fold=options.fold,
             seed=options.seed,
@@ -372,7 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not is_main_process:
             return 0
         url = push(output, options.push_to_hub) if options.push_to_hub else None
-    except (AudioError, RavdessError, RunError, ValueError, OSError) as error:
+    except (AudioError, RunError, ValueError, OSError) as error:
         return explain(error)
     print(f"{output}: {run['num_parameters']:,} parameters, trained in {run['train_seconds']:.0f} s.")
     if url:

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,17 @@ def class_weights(settings: recipes.Training, labels: list[int], names: list[str
     return [float(weight * settings.class_factors.get(name, 1.0)) for weight, name in zip(weights, names)]
 
 
+def balancing_weights(corpora: list[str], labels: list[int]) -> np.ndarray:
+    """
+    What each clip counts in the loss, (num_clips,), 1 on average, so that each corpus counts alike on the whole, and in it
+    each label that it has.
+    """
+    num_clips = Counter(zip(corpora, labels))
+    num_labels = Counter(corpus for corpus, _ in num_clips)
+    shares = [1 / (num_labels[corpus] * num_clips[corpus, label]) for corpus, label in zip(corpora, labels)]
+    return np.array(shares) * len(labels) / len(num_labels)
+
+
 # Arguments of the Trainer for each `Training.schedule`.
 SCHEDULES = {
     "constant": lambda settings: {"lr_scheduler_type": "constant_with_warmup"},
@@ -123,6 +135,8 @@ def make_trainer(
         `ValueError`: a schedule, or a label in `class_factors`, that there is not.
     """
     settings = recipe.training
+    if settings.balanced_corpora and (settings.balanced_classes or settings.class_factors):
+        raise ValueError("balanced_corpora balances the classes as well: leave out balanced_classes and class_factors.")
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
     learning = _learning(settings, num_members=len(model.config.num_cepstra), num_clips=len(sets["train"]))

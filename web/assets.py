@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from demo.hearing import UNSURE_BELOW
-from demo.results import load_results
+from demo.results import ANOTHER, load_results
 from ser_model import voice
 from ser_model.audio import MIN_DURATION_S
 from ser_model.pretrained import DEFAULT, available
@@ -74,6 +74,9 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
         about["uar"] = measured["speaker-independent"]["mean"]["uar"]
         if noisy := measured["speaker-independent"].get("conditions", {}).get("noise 10 dB"):
             about["uar_in_noise"] = noisy["uar"]
+    if elsewhere := [result for name, result in measured.items() if name.startswith(ANOTHER)]:
+        worst = min(elsewhere, key=lambda result: result["mean"]["uar"])
+        about["elsewhere"] = {"uar": worst["mean"]["uar"], "num_emotions": len(worst["labels"])}
     if export_voice_detector(folder / "voice.onnx"):
         about["voice"] = {
             "sampling_rate": voice.RATE_HZ,

@@ -1,5 +1,7 @@
 // Listens to a recording in this browser as SerPipeline does in Python: windows, silence, voices and averages are alike.
 
+import { cutWindows } from "./windows.mjs";
+
 const MAX_FILE_BYTES = 100e6; // it is decoded whole, into memory
 
 const byId = (id) => document.getElementById(id);
@@ -14,14 +16,9 @@ async function load() {
   ort.env.wasm.wasmPaths = new URL("./assets/", import.meta.url).href;
   ort.env.wasm.numThreads = 1; // more need headers that a server of plain files does not send
   about = await (await fetch("./assets/model.json")).json();
+  if (!about.min_rest_s) throw new Error("The model is of an older version of this page.");
   session = await ort.InferenceSession.create("./assets/model.onnx");
   if (about.voice) detector = await ort.InferenceSession.create("./assets/voice.onnx");
-}
-
-function* cutWindows(waveform, size) {
-  let start = 0;
-  for (; waveform.length - start >= Math.floor(size * 1.5); start += size) yield waveform.subarray(start, start + size);
-  yield waveform.subarray(start);
 }
 
 function isSilent(waveform) {
@@ -89,7 +86,7 @@ async function score(waveform) {
 async function hear(waveform, onWindow) {
   const sums = new Float64Array(about.labels.length);
   let [heard, read, hasSound] = [0, 0, false];
-  for (const window of cutWindows(waveform, Math.round(about.window_s * about.sampling_rate))) {
+  for (const window of cutWindows(waveform, about)) {
     const sounds = !isSilent(window);
     hasSound ||= sounds;
     if (sounds && (await hasVoice(window))) {
@@ -248,7 +245,12 @@ try {
   if (about.uar) {
     const outOf100 = (share) => (100 * share).toFixed(0);
     const noisy = about.uar_in_noise ? `, and ${outOf100(about.uar_in_noise)} times amid loud noise` : "";
+    const elsewhere = about.elsewhere
+      ? `On a collection of recordings that it has never heard, it is right ${outOf100(about.elsewhere.uar)} times out of ` +
+        `100 (chance: ${outOf100(1 / about.elsewhere.num_emotions)}). `
+      : "";
     byId("quality").textContent =
+      elsewhere +
       `With actors it has never heard, it is right ${outOf100(about.uar)} times out of 100 in a quiet studio${noisy}, ` +
       `averaged over the emotions (chance: ${(100 / about.labels.length).toFixed(1)}).`;
   }

@@ -8,10 +8,9 @@ from pathlib import Path
 from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from .. import registration  # noqa: F401  the Auto* factories must know the classes
-from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, check_checkpoint
+from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, read_checkpoint
 from ..pipeline_ser import SerPipeline
 
 FOLDER = Path(__file__).parent
@@ -58,27 +57,9 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool
         `OSError`: there is no such checkpoint, or a file of it cannot be read.
         `ValueError`: a file of it is damaged, or its weights are not those of this network.
     """
-    folder = _find(model)
-    check_checkpoint(folder)
-    try:
-        network, info = AutoModelForAudioClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
-        )
-        feature_extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    except OSError:
-        raise
-    except RuntimeError as error:  # transformers lists the shapes over many lines
-        raise ValueError(
-            f"The weights in {folder} are not those of this network: {CONFIG} does not fit {WEIGHTS} in shape."
-        ) from error
-    except Exception as error:  # of many kinds: types, names of classes
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}/config.json does not fit this network and its weights: {reason}") from error
-    # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
-    if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-        raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong)} do not match.")
+    network, feature_extractor = read_checkpoint(_find(model))
     return SerPipeline(
-        model=network.eval(),
+        model=network,
         feature_extractor=feature_extractor,
         task="audio-classification",
         device=device,

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a folder that holds RAVDESS")
     options = parser.parse_args()
     classifier = load_quietly(DEFAULT)
-    extractor = classifier.extractor
+    extractor = classifier.feature_extractor
     paths = [path for path in find_recordings(options.data) if Path(path).name.startswith(SPEECH)]
     rows = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():

@@ -107,7 +107,7 @@ def print_parts(title: str, whole_ms: float, parts: dict[str, float]) -> None:
 
 
 def profile_pipeline(classifier, folder: Path) -> None:
-    extractor, model = classifier.extractor, classifier.network
+    extractor, model = classifier.feature_extractor, classifier.model
     path = str(folder / "clip.wav")
     clip = make_voice(CLIP_S, rate=48000)
     soundfile.write(path, np.stack([clip, clip], 1), 48000)
@@ -154,7 +154,7 @@ def profile_extractor(extractor) -> None:
     }
     whole_ms = cpu_ms(lambda: extractor(waveform, sampling_rate=RATE))
     parts["checks, decibels, pitch, normalisation"] = whole_ms - sum(parts.values())
-    print_parts("features, without TorchScript", whole_ms, parts)
+    print_parts("features", whole_ms, parts)
 
 
 def profile_network(model, inputs: dict[str, torch.Tensor]) -> None:
@@ -162,7 +162,7 @@ def profile_network(model, inputs: dict[str, torch.Tensor]) -> None:
         whole_ms = cpu_ms(lambda: model(**inputs))
     num_clips, num_frames = inputs["input_features"].shape[:2]
     clips = f"{num_clips} clip{'s' if num_clips > 1 else ''} of {num_frames} frames"
-    print_parts(f"network without TorchScript, {clips}", whole_ms, module_ms(model, inputs))
+    print_parts(f"network, {clips}", whole_ms, module_ms(model, inputs))
     flops, moved = operations(model, inputs), num_bytes(model, inputs)
     floor_ms = max(1000 * flops / matrix_rate(), 1000 * moved / copy_rate())
     print(
@@ -181,7 +181,7 @@ def main() -> None:
     for num_clips in (1, BATCH_SIZE):
         inputs = extractor([make_voice(CLIP_S)] * num_clips, sampling_rate=RATE, return_tensors="pt")
         del inputs["attention_mask"]  # clips of one length have no padding
-        profile_network(classifier.network.network, dict(inputs))
+        profile_network(classifier.model, dict(inputs))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def reach(config) -> int:
 
 def bounds(classifier) -> dict:
     """What reuse could save at best, in milliseconds."""
-    extractor, model = classifier.extractor, classifier.network.network
+    extractor, model = classifier.feature_extractor, classifier.model
     waveform = torch.from_numpy(make_voice(WINDOW_S))
 
     num_frames = 1 + len(waveform) // extractor.hop_length

@@ -22,8 +22,8 @@ def ser_base(clips: Clips, threads: int) -> System:
 
     classifier = load_quietly("ser-base")
     torch.set_num_threads(threads)
-    extractor, model = classifier.extractor, classifier.network
-    frames = SerFeatureExtractor.from_dict({**extractor.to_dict(), "statistics": False}).for_inference()
+    extractor, model = classifier.feature_extractor, classifier.model
+    frames = SerFeatureExtractor.from_dict({**extractor.to_dict(), "statistics": False})
     waveforms = clips.waveforms(RATE)
     inputs = extractor(waveforms[0], sampling_rate=RATE, return_tensors="pt")
     del inputs["attention_mask"]  # one clip has no padding to mask, for the pipeline neither

@@ -21,8 +21,8 @@ from ser_model import SerFeatureExtractor
 from ser_model.configuration_ser import EMOTIONS
 from tests.conftest import make_voice
 from train import train as training
+from train.corpus import fingerprints, load_training_rows
 from train.features import clip_features, recipe_features
-from train.ravdess import data_fingerprint, load_ravdess
 from train.recipe import Recipe, Variant, load_recipe
 
 NUM_CLIPS, NUM_SOUNDS = 1440, 40
@@ -31,9 +31,9 @@ NUM_CLIPS, NUM_SOUNDS = 1440, 40
 def read_clips(data: str | None, recipe: Recipe) -> tuple[SerFeatureExtractor, dict]:
     """The extractor, and the sets that the Trainer gets: everything to learn from, nothing to judge by."""
     if data is not None:
-        rows = load_ravdess(data, vocal_channels=recipe.vocal_channels)
-        extractor, features = recipe_features(recipe, rows, fingerprint=data_fingerprint(rows))
-        labels = list(rows["emotion"])
+        rows = load_training_rows(recipe.corpora, data, vocal_channels=recipe.vocal_channels)
+        extractor, features = recipe_features(recipe, rows, fingerprints=fingerprints(rows))
+        labels = [EMOTIONS.index(row["emotion"]) for row in rows]
     else:
         extractor = SerFeatureExtractor(**recipe.features)
         sounds = [make_voice(1.2 + 1.7 * i / NUM_SOUNDS, seed=i) for i in range(NUM_SOUNDS)]
