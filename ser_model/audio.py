@@ -4,6 +4,7 @@ import io
 import math
 import numbers
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,28 +23,91 @@ MIN_DURATION_S = 0.05
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 BLOCK_S = 10.0
 MAX_BLOCK_VALUES = 4_000_000  # over all channels: a header may claim a thousand of them
+MAX_PACKET_BYTES = 2 * MAX_BLOCK_VALUES
+MAX_CHANNELS = 64  # that FFmpeg can convert
+# Values that take as long to decode as a packet by itself, broken or of one sample, and as a change of format.
+PACKET_COST, FORMAT_COST = 500, 50_000
+MAX_PARTS = 1_000
 MAX_SAMPLE = 1e12  # full scale is 1, or 2**31 where integers were kept as floats; beyond, resampling overflows
-# How files begin that libsndfile may open: WAV, FLAC and Ogg. All else is left to PyAV: MP3, about which libsndfile talks
-# to the terminal, CAF, on which damaged it crashes, and the many other formats that it knows and hardly anyone has tried.
-SOUNDFILE_STARTS = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS")
-# Containers that PyAV may open. Playlists are not among them: they could make it fetch other files or addresses.
-CONTAINERS = (
-    "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav,w64"
+MAX_WEAKENING = (
+    10  # the mean of channels that do not cancel has a fourth of the loudest one's power, of eight an eighth
 )
+# libsndfile takes a third of FFmpeg's time for a clip in a WAV that is a short header and samples of these types, of so
+# many bytes. All else is FFmpeg's: libsndfile believes in headers that lie about where the sound ends.
+PLAIN_WAV_BYTES = {"PCM_U8": 1, "ALAW": 1, "ULAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+MAX_HEADER_BYTES = 4_096
+# How a file begins that may have others of its kind appended, by recorders of streams or by `cat`. Each is decoded by
+# itself: FFmpeg stops where the rate or the channels change, and does not trim the end of any but the last.
+PART_STARTS = (
+    re.compile(rb"OggS\0[\2\6]"),
+    re.compile(rb"fLaC[\0\x80]\0\0\x22"),
+    re.compile(rb"RIFF....WAVE", re.DOTALL),
+)
+# Containers that FFmpeg may open. Playlists are not among them: they could make it fetch other files or addresses.
+CONTAINERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dss,dts,eac3,epaf,flac,flv,gsm,iff,ircam,loas,matroska,webm,mov,mp4,m4a,3gp,"
+    "3g2,mj2,mp3,mpeg,mpegts,mxf,nistsphere,nut,ogg,pvf,qcp,rm,sds,sox,tta,voc,w64,wav,wtv,wv,wve"
+)
+OPTIONS = {
+    **{"format_whitelist": CONTAINERS, "protocol_whitelist": ""},
+    # Look far for streams that no header announces: a broadcast's sound may begin after its pictures.
+    **{"probesize": "50000000", "analyzeduration": str(MAX_DURATION_S * 10**6), "scan_all_pmts": "1"},
+    "max_probe_packets": "4",  # thirty of a WAV would else be tried as something else
+    "max_samples": str(MAX_BLOCK_VALUES),  # in a frame, over all channels
+}
 
 
 class AudioError(ValueError):
     """What is wrong with a recording, in one sentence for the person who gave it."""
 
 
-class _Reader(io.BufferedReader):
-    """A damaged header may send a decoder to before the file's start: soundfile would print a traceback about that."""
+class _Part(io.RawIOBase):
+    """
+    The bytes `start` to `end` of a file as a file of their own, which raises nothing, since soundfile would print that and
+    go on. A damaged header may send a decoder to before the start: it then stays where it is. Where the disk fails, the
+    file ends, and `error` tells.
+    """
+
+    def __init__(self, file, start: int, end: int):
+        self.file, self.start, self.size, self.at, self.error = file, start, end - start, 0, None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        to = (0, self.at, self.size)[whence] + offset
+        self.at = to if to >= 0 else self.at
+        return self.at
+
+    def readinto(self, buffer) -> int:
         try:
-            return super().seek(offset, whence)
-        except (OSError, ValueError, OverflowError):
-            return self.tell()
+            self.file.seek(self.start + self.at)
+            content = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        except OSError as error:
+            self.error, content = error, b""
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+
+class _Allowance:
+    """How many values may still be decoded, on behalf of whoever has to share the processor."""
+
+    def __init__(self, max_values: int | None, name: str):
+        self.left, self.max_values, self.name = max_values, max_values, name
+
+    def spend(self, values: int) -> None:
+        if self.max_values is None:
+            return
+        self.left -= values
+        if self.left < 0:
+            raise AudioError(
+                f"{self.name} has more than {self.max_values:,} values (seconds × rate × channels), the most that is "
+                "decoded here: convert it to mono at 16 kHz, or cut it into parts."
+            )
 
 
 def read_audio(source, sampling_rate: int) -> np.ndarray:
@@ -55,7 +119,8 @@ def read_audio(source, sampling_rate: int) -> np.ndarray:
         sampling_rate: Rate of the result, in hertz.
 
     Returns:
-        (num_samples,) float32, the mean of the channels; peaks above 1 are kept.
+        (num_samples,) float32, the mean of the channels, or the loudest where they cancel in the mean; peaks above 1 are
+        kept.
 
     Raises:
         `AudioError`: as `read_blocks`.
@@ -63,30 +128,22 @@ def read_audio(source, sampling_rate: int) -> np.ndarray:
     return np.concatenate(list(read_blocks(source, sampling_rate)))
 
 
-def read_blocks(source, sampling_rate: int) -> Iterator[np.ndarray]:
+def read_blocks(source, sampling_rate: int, *, max_decoded_values: int | None = None) -> Iterator[np.ndarray]:
     """
     A recording as consecutive pieces of one mono waveform, in memory that does not grow with its length. Of a file cut
-    short comes what its format still lets decode.
+    short comes what its format still lets decode; of several sound tracks, the one that is marked as default.
 
     Args and pieces are as in `read_audio`.
+        max_decoded_values: Bound on the work: seconds × rate × channels, with something added for each packet.
 
     Raises:
         `AudioError`: there is no such regular file, no decodable sound in it, NaN or infinite samples, or it is
-            shorter than `MIN_DURATION_S` or longer than `MAX_DURATION_S`.
+            shorter than `MIN_DURATION_S`, longer than `MAX_DURATION_S`, or more work than `max_decoded_values`.
     """
-    name = describe(source)
-    resampler, num_samples = None, 0
-    for block, rate in _decode(source, name):
-        if resampler is None:
-            resampler = soxr.ResampleStream(checked_rate(rate, name), sampling_rate, 1)
-        num_samples += len(block)
-        _check_not_too_long(num_samples, rate, name)
-        yield resampler.resample_chunk(_downmix(block, name))
-    if num_samples == 0:
-        raise AudioError(f"{name} holds no sound: it has no samples.")
-    if num_samples < MIN_DURATION_S * rate:
-        raise AudioError(f"{name} is too short: it needs at least {MIN_DURATION_S * 1000:.0f} ms of sound.")
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    try:
+        yield from _resample_blocks(source, sampling_rate, max_decoded_values)
+    except AudioError as error:
+        raise AudioError(f"{error}{about_tracks(source)}") from error
 
 
 def resample(sound, orig_rate: float, sampling_rate: int) -> np.ndarray:
@@ -104,13 +161,13 @@ def resample(sound, orig_rate: float, sampling_rate: int) -> np.ndarray:
     waveform, orig_rate = to_mono(sound, name), checked_rate(orig_rate, name)
     if len(waveform) < MIN_DURATION_S * orig_rate:
         raise AudioError(f"{name} is too short: it needs at least {MIN_DURATION_S * 1000:.0f} ms of sound.")
-    _check_not_too_long(len(waveform), orig_rate, name)
+    _check_not_too_long(len(waveform) / orig_rate, name)
     return soxr.resample(waveform, orig_rate, sampling_rate)
 
 
 def to_mono(sound, name: str) -> np.ndarray:
     """
-    Sound as audio libraries give it, of any length, as (num_samples,) float32: the mean of the channels.
+    Sound as audio libraries give it, of any length, as (num_samples,) float32, mixed as in `read_audio`.
 
     Args:
         sound: An array, a tensor or nested lists of shape (num_samples,), (num_samples, channels) or (channels, num_samples).
@@ -144,108 +201,203 @@ def describe(source) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _decode(source, name: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces of (num_samples, channels) float32 with their rate: by soundfile, or by PyAV what soundfile cannot open."""
-    with _open_binary(source, name) as file:
-        start = file.read(4)
-        if not start:
-            raise AudioError(f"{name} is empty.")
-        file.seek(0)
-        sound = _open_with_soundfile(file) if start in SOUNDFILE_STARTS else None
-        if sound is None:
-            file.seek(0)
-            yield from _decode_with_av(file, name)
-        else:
-            with sound:
-                yield from _decode_with_soundfile(sound, name)
-
-
-def _open_with_soundfile(file) -> soundfile.SoundFile | None:
+def about_tracks(source) -> str:
+    """What to add to a refusal of a recording with several sound tracks, of which one was heard; of others, nothing."""
     try:
-        sound = soundfile.SoundFile(file)
-    except (soundfile.LibsndfileError, OSError):
-        return None
-    # A recorder that was stopped hard leaves the length 0 in its header: PyAV then reads to the end of the file.
-    return sound if sound.frames else None
+        with _open_binary(source, "") as file, _open_with_av(_split(file)[0]) as container:
+            tracks = container.streams.audio
+            if len(tracks) > 1:
+                number = tracks.index(_best_track(container)) + 1
+                return f" It has {len(tracks)} sound tracks, and number {number} was heard: keep only the one with the voice."
+    except Exception:  # the refusal itself has said more than what is wrong here
+        pass
+    return ""
 
 
-def _decode_with_soundfile(sound: soundfile.SoundFile, name: str) -> Iterator[tuple[np.ndarray, int]]:
-    # Not `SoundFile.blocks`: it believes the length in the header, and fills up a shorter file with stale memory.
-    block_size = max(1, min(int(BLOCK_S * sound.samplerate), MAX_BLOCK_VALUES // sound.channels))
-    while True:
-        try:
-            block = sound.read(block_size, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{name} is damaged or cut short: decoding stopped with “{error}” Check that the file is whole."
-            ) from error
-        if len(block) == 0:
-            return
-        yield block, sound.samplerate
+def _resample_blocks(source, sampling_rate: int, max_decoded_values: int | None) -> Iterator[np.ndarray]:
+    name = describe(source)
+    duration_s, rate, resampler = 0.0, None, None
+    for block, block_rate in _decode(source, name, _Allowance(max_decoded_values, name)):
+        if block_rate != rate:  # at first, and where a stream changes its mind
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            rate = checked_rate(block_rate, name)
+            resampler = soxr.ResampleStream(rate, sampling_rate, 1)
+        duration_s += len(block) / rate
+        _check_not_too_long(duration_s, name)
+        yield resampler.resample_chunk(_downmix(block, name))
+    if not duration_s:
+        raise AudioError(f"{name} holds no sound: it has no samples.")
+    if duration_s < MIN_DURATION_S:
+        raise AudioError(f"{name} is too short: it needs at least {MIN_DURATION_S * 1000:.0f} ms of sound.")
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _decode_with_av(file, name: str) -> Iterator[tuple[np.ndarray, int]]:
+def _decode(source, name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
+    """Pieces of (num_samples, channels) float32 with their rate."""
     try:
-        with av.open(file, options={"format_whitelist": CONTAINERS, "protocol_whitelist": ""}) as container:
-            if not container.streams.audio:
-                raise AudioError(f"{name} has no sound track.")
-            yield from _join_frames(_convert_frames(_decode_packets(container, name)))
-    except (av.FFmpegError, UnicodeDecodeError) as error:
+        with _open_binary(source, name) as file:
+            parts = _split(file)
+            if not parts[0].size:
+                raise AudioError(f"{name} is empty.")
+            if len(parts) > MAX_PARTS:
+                raise AudioError(f"{name} is more than {MAX_PARTS:,} files in one: take it apart.")
+            for part in parts:
+                try:
+                    if sound := _open_plain_wav(part):
+                        yield from _decode_with_soundfile(sound, allowance)
+                    else:
+                        yield from _decode_with_av(part, name, allowance)
+                except (av.error.InvalidDataError, av.error.EOFError):
+                    if part is parts[0]:
+                        raise  # what cannot be opened later on is skipped, as a damaged packet is
+                if part.error:
+                    raise part.error
+    except AudioError:
+        raise
+    except Exception as error:  # there is no list of what decoders raise
         raise AudioError(
             f"{name} is not a recording that can be read: use WAV, FLAC, MP3, OGG, M4A or WebM, and check that the file "
             "is whole."
         ) from error
 
 
-def _decode_packets(container: av.container.InputContainer, name: str) -> Iterator[av.AudioFrame]:
-    """The sound's frames; a damaged packet is skipped, as players do, unless most are."""
+def _split(file) -> list[_Part]:
+    """The recordings that a file is made of, one as a rule."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(16)
+    pattern = next((pattern for pattern in PART_STARTS if pattern.match(head)), None)
+    fills_file = head.startswith(b"RIFF") and size - int.from_bytes(head[4:8], "little") <= MAX_HEADER_BYTES
+    if pattern is None or fills_file:
+        return [_Part(file, 0, size)]
+    found, overlap, at = {0}, head, 0
+    while len(found) <= MAX_PARTS and (chunk := overlap + file.read(2**20)) != overlap:
+        found |= {at + match.start() for match in pattern.finditer(chunk)}
+        overlap = chunk[-len(head) :]
+        at += len(chunk) - len(overlap)
+    if head.startswith(b"OggS"):
+        # Sound and pictures side by side begin with a page each, one right after the other.
+        found -= {_end_of_page(file, start) for start in found}
+    starts = sorted(found)
+    return [_Part(file, start, end) for start, end in zip(starts, (*starts[1:], size))]
+
+
+def _end_of_page(file, start: int) -> int:
+    """Where the page of Ogg ends that begins at `start`."""
+    file.seek(start + 26)
+    segments = file.read(1 + 255)
+    return start + 27 + segments[0] + sum(segments[1 : 1 + segments[0]]) if segments else start
+
+
+def _open_plain_wav(part: _Part) -> soundfile.SoundFile | None:
+    if part.read(4) not in (b"RIFF", b"RIFX", b"RF64"):
+        return None
+    part.seek(0)
+    try:
+        sound = soundfile.SoundFile(part)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    num_bytes = sound.frames * sound.channels * PLAIN_WAV_BYTES.get(sound.subtype, 0)
+    # A recorder that was stopped hard leaves the length 0: FFmpeg then reads to the end of the file.
+    return sound if num_bytes and part.size - num_bytes <= MAX_HEADER_BYTES else None
+
+
+def _decode_with_soundfile(sound: soundfile.SoundFile, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
+    # Not `SoundFile.blocks`: it believes the length in the header, and fills up a shorter file with stale memory.
+    block_size = _block_size(sound.samplerate, sound.channels)
+    with sound:
+        while len(block := sound.read(block_size, dtype="float32", always_2d=True)):
+            allowance.spend(block.size)
+            yield block, sound.samplerate
+
+
+def _open_with_av(part: _Part) -> av.container.InputContainer:
+    part.seek(0)
+    return av.open(part, options=OPTIONS, metadata_errors="ignore")  # a title may be in any encoding
+
+
+def _best_track(container: av.container.InputContainer) -> av.AudioStream | None:
+    """The sound track that FFmpeg would play, or the first that it can."""
+    best = container.streams.best("audio")
+    tracks = [track for track in container.streams.audio if track.codec_context]
+    return best if best in tracks else next(iter(tracks), None)
+
+
+def _decode_with_av(part: _Part, name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
+    with _open_with_av(part) as container:
+        track = _best_track(container)
+        if track is None:
+            raise AudioError(f"{name} has no sound track.")
+        _check_channels(track.codec_context.channels, name)
+        yield from _join_frames(_decode_packets(container, track, name, allowance), name, allowance)
+
+
+def _decode_packets(
+    container: av.container.InputContainer, track: av.AudioStream, name: str, allowance: _Allowance
+) -> Iterator[av.AudioFrame]:
+    """The track's frames; a damaged packet is skipped, as players do, unless most are."""
+    track.codec_context.options = {"max_samples": OPTIONS["max_samples"]}
     num_good, num_bad = 0, 0
-    for packet in container.demux(audio=0):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            num_bad += 1
-            continue
-        num_good += bool(frames)
-        yield from frames
+    try:
+        for packet in container.demux(track):
+            if packet.size > MAX_PACKET_BYTES:
+                del packet  # the exception would keep it in memory
+                raise AudioError(f"{name} holds its sound in pieces too large to decode: convert it to WAV or FLAC.")
+            allowance.spend(PACKET_COST)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                num_bad += 1
+                continue
+            num_good += bool(frames)
+            for frame in frames:
+                allowance.spend(frame.samples * frame.layout.nb_channels)
+                yield frame
+            if not packet.size and packet.dts is None:
+                break  # the last one, or else PyAV goes on to streams that appeared meanwhile, and stumbles over them
+    except av.error.InvalidDataError:  # from here on the container is damaged
+        num_bad += 1
     if num_bad > num_good:
         raise AudioError(f"{name} is damaged: most of its sound cannot be decoded. Check that the file is whole.")
 
 
-def _convert_frames(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[np.ndarray, int]]:
-    """Each decoded frame as (num_samples, channels) float32, at the rate of the first one: a stream may change its mind."""
-    rate, kind, converter = None, None, None
+def _join_frames(frames: Iterator[av.AudioFrame], name: str, allowance: _Allowance) -> Iterator[tuple[np.ndarray, int]]:
+    """Pieces as `_decode` gives them, of frames that are often a few milliseconds: too short to convert one by one."""
+    kind, fifo, converter = None, None, None
     for frame in frames:
-        rate = rate or frame.sample_rate
         if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            yield from _drain(fifo, converter)
+            _check_channels(frame.layout.nb_channels, name)
+            allowance.spend(FORMAT_COST)
             # Interleaved: PyAV gives a pointer to nowhere for the ninth plane of a planar frame.
-            converter = av.AudioResampler(format="flt", rate=rate)
-        for converted in converter.resample(frame):
-            yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels), rate
+            fifo, converter = av.AudioFifo(), av.AudioResampler(format="flt")
+        frame.pts = None  # damaged files jump in time
+        fifo.write(frame)
+        if fifo.samples >= _block_size(frame.sample_rate, frame.layout.nb_channels):
+            yield from _drain(fifo, converter)
+    yield from _drain(fifo, converter)
 
 
-def _join_frames(frames: Iterator[tuple[np.ndarray, int]]) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces of about a second out of frames of a few milliseconds, which would be slow to resample one by one."""
-    joined, num_samples = [], 0
-    for samples, rate in frames:
-        if joined and (num_samples >= rate or samples.shape[1] != joined[0].shape[1]):
-            yield np.concatenate(joined), rate
-            joined, num_samples = [], 0
-        joined.append(samples)
-        num_samples += len(samples)
-    if joined:
-        yield np.concatenate(joined), rate
+def _drain(fifo: av.AudioFifo | None, converter: av.AudioResampler) -> Iterator[tuple[np.ndarray, int]]:
+    if fifo and fifo.samples:
+        for frame in converter.resample(fifo.read()):
+            yield frame.to_ndarray().reshape(-1, frame.layout.nb_channels), frame.sample_rate
+
+
+def _block_size(rate: int, channels: int) -> int:
+    return max(1, min(int(BLOCK_S * rate), MAX_BLOCK_VALUES // channels))
 
 
 def _open_binary(source, name: str):
     """A seekable binary file over any accepted source."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _Reader(io.BytesIO(source))
+        return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
         content = source.read() if hasattr(source, "read") else None
         if not isinstance(content, bytes):
             raise AudioError(f"A recording is a path, bytes or a binary file, not {type(source).__name__}.")
-        return _Reader(io.BytesIO(content))
+        return io.BytesIO(content)
     if os.fspath(source).startswith(("http://", "https://")):
         raise AudioError(f"{name} is an address: download the file first, nothing is fetched from the network here.")
     try:
@@ -254,7 +406,7 @@ def _open_binary(source, name: str):
             raise AudioError(
                 f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: give an audio file."
             )
-        return _Reader(open(source, "rb", buffering=0))
+        return open(source, "rb")
     except FileNotFoundError as error:
         raise AudioError(f"{name} does not exist: check the path.") from error
     except (OSError, ValueError) as error:
@@ -318,8 +470,13 @@ def checked_rate(rate, name: str) -> int:
     )
 
 
-def _check_not_too_long(num_samples: int, rate: int, name: str) -> None:
-    if num_samples > MAX_DURATION_S * rate:
+def _check_channels(channels: int, name: str) -> None:
+    if channels > MAX_CHANNELS:
+        raise AudioError(f"{name} has {channels} channels: keep only the one with the voice.")
+
+
+def _check_not_too_long(duration_s: float, name: str) -> None:
+    if duration_s > MAX_DURATION_S:
         raise AudioError(f"{name} is longer than {MAX_DURATION_S // 3600} hours: cut it into parts.")
 
 
@@ -329,6 +486,11 @@ def _downmix(block: np.ndarray, name: str) -> np.ndarray:
         # Few channels are quicker one by one, many row by row. A product of matrices would wait for several threads.
         channels = block.shape[1]
         mono = (sum(block.T) if channels < 8 else block.sum(1)) / np.float32(channels)
+        if channels > 1 and len(block) >= 50:  # fewer may cancel by chance
+            some = slice(None, None, 1 + len(block) // 10_000)  # samples, which tell as much as all of them
+            powers = np.ascontiguousarray(block[some].T).var(1)
+            if MAX_WEAKENING * mono[some].var() < powers.max():
+                mono = block[:, powers.argmax()]
     if not (np.abs(mono) < MAX_SAMPLE).all():
         raise AudioError(f"{name} contains NaN or infinite samples, or some too large for a sound: export it again.")
     return np.ascontiguousarray(mono)

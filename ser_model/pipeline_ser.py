@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForAudioClassification
 from transformers.pipelines.base import ChunkPipeline, PipelineRegistry
 
-from .audio import AudioError, describe, read_blocks, resample
+from .audio import AudioError, about_tracks, describe, read_blocks, resample
 from .threads_ser import one_thread
 from .voice import NoVoiceError, has_voice
 
@@ -126,7 +126,8 @@ class SerPipeline(ChunkPipeline):
             has_sound, has_answer = has_sound or sound, has_answer or counts
             if is_last and not has_answer:
                 what = "has no voice in it" if has_sound else "is silent"
-                raise NoVoiceError(f"{self._name(inputs)} {what}: there is no emotion to hear.")
+                about = f"{self._name(inputs)} {what}: there is no emotion to hear."
+                raise NoVoiceError(about + about_tracks(inputs))
             if on_window is not None:
                 on_window(times["end_s"])
             yield {**features, **times, "counts": counts, "is_last": is_last}

@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -36,22 +37,52 @@ SOUNDFILE_KINDS = {
     "aiff": ("AIFF", "PCM_16"),
     "au": ("AU", "PCM_16"),
     "caf": ("CAF", "PCM_16"),
+    "sphere": ("NIST", "PCM_16"),
+    "sphere-ulaw": ("NIST", "ULAW"),
+    "voc": ("VOC", "PCM_16"),
+    "ircam": ("IRCAM", "PCM_16"),
+    "svx": ("SVX", "PCM_S8"),
+    "paf": ("PAF", "PCM_16"),
+    "pvf": ("PVF", "PCM_16"),
+    "avr": ("AVR", "PCM_16"),
+    "sds": ("SDS", "PCM_16"),
 }
 AV_KINDS = {
     "m4a": ("mp4", "aac"),
+    "alac": ("ipod", "alac"),
+    "caf-alac": ("caf", "alac"),
     "aac": ("adts", "aac"),
+    "latm": ("latm", "aac"),
+    "ac3": ("ac3", "ac3"),
+    "eac3": ("eac3", "eac3"),
     "webm": ("webm", "libopus"),
     "mkv": ("matroska", "flac"),
+    "mkv-pcm": ("matroska", "pcm_s16le"),
     "mp4-video": ("mp4", "aac"),
     "avi": ("avi", "mp3"),
+    "flv": ("flv", "aac"),
+    "ts": ("mpegts", "mp2"),
+    "ts-video": ("mpegts", "aac"),
+    "ps": ("mpeg", "mp2"),
+    "wma": ("asf", "wmav2"),
+    "amr": ("amr", "libopencore_amrnb"),
+    "3gp": ("3gp", "libopencore_amrnb"),
+    "wv": ("wv", "wavpack"),
+    "tta": ("tta", "tta"),
+    "rm": ("rm", "ac3"),
+    "nut": ("nut", "pcm_s16le"),
+    "wtv": ("wtv", "mp2"),
 }
-KINDS = (*SOUNDFILE_KINDS, *AV_KINDS)
+KINDS = (*SOUNDFILE_KINDS, *AV_KINDS, "ogg-chain")
 # What a length, a rate or a count in a header turns into.
 EXTREMES = [b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\x80\0\0\0", b"\1\0\0\0"]
 
 
 def make_recording(kind: str, waveform: np.ndarray, rate: int = RATE) -> bytes:
     """A whole file of one of `KINDS` with (num_samples,) or (num_samples, channels) in it."""
+    if kind == "ogg-chain":
+        middle = len(waveform) // 2
+        return make_recording("ogg", waveform[:middle], rate) + make_recording("opus", waveform[middle:], rate)
     content = io.BytesIO()
     if kind in SOUNDFILE_KINDS:
         container, subtype = SOUNDFILE_KINDS[kind]
@@ -61,16 +92,18 @@ def make_recording(kind: str, waveform: np.ndarray, rate: int = RATE) -> bytes:
     samples = np.ascontiguousarray(waveform.reshape(len(waveform), -1).T)
     layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(samples)]
     with av.open(content, "w", format=container) as output:
-        if kind == "mp4-video":
+        if kind.endswith("video"):
             picture = output.add_stream("mpeg4", rate=5, width=16, height=16)
-        stream = output.add_stream(codec, rate=rate, layout=layout)
-        to_format = av.AudioResampler(format=stream.format, layout=layout, rate=rate)
+        coded_rate = 8000 if "amr" in codec else rate
+        stream = output.add_stream(codec, rate=coded_rate, layout=layout)
+        stream.bit_rate = 12_200 if "amr" in codec else 96_000 * len(samples)
+        to_format = av.AudioResampler(stream.format, layout, coded_rate, stream.codec_context.frame_size or 1024)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-        frame.sample_rate = rate
-        if kind == "mp4-video":
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        if kind.endswith("video"):
             output.mux(picture.encode(av.VideoFrame(16, 16, "yuv420p")))
             output.mux(picture.encode(None))
-        for converted in to_format.resample(frame):
+        for converted in (*to_format.resample(frame), *to_format.resample(None)):
             output.mux(stream.encode(converted))
         output.mux([packet for packet in stream.encode(None) if packet.size])
     return content.getvalue()

@@ -13,7 +13,7 @@ import torch
 
 from ser_model.audio import MAX_BLOCK_VALUES, AudioError, checked_rate, read_audio, read_blocks, resample, to_mono
 from tests.conftest import make_voice
-from tests.fuzz import KINDS, decode, make_case, make_recording
+from tests.fuzz import AV_KINDS, KINDS, decode, make_case, make_recording
 
 RATE = 48000
 
@@ -30,7 +30,9 @@ def heard(voice48):
 
 LOSSLESS = [("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"),
             ("WAV", "ALAW"), ("WAV", "ULAW"), ("WAVEX", "PCM_24"), ("WAVEX", "ULAW"), ("RF64", "PCM_16"), ("W64", "PCM_24"),
-            ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("CAF", "PCM_16")]  # fmt: skip
+            ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("CAF", "PCM_16"),
+            ("NIST", "PCM_16"), ("NIST", "PCM_24"), ("NIST", "ULAW"), ("NIST", "ALAW"), ("VOC", "PCM_16"), ("IRCAM", "FLOAT"),
+            ("PAF", "PCM_16"), ("PVF", "PCM_16"), ("AVR", "PCM_16"), ("SDS", "PCM_16"), ("SVX", "PCM_S8")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("container", "subtype"), LOSSLESS)
@@ -40,17 +42,41 @@ def test_uncompressed_formats(tmp_path, voice48, heard, container, subtype):
     decoded = read_audio(path, 16000)
     assert len(decoded) == len(heard)
     relative_error = np.linalg.norm(decoded - heard) / np.linalg.norm(heard)
-    assert relative_error < (0.1 if subtype in ("PCM_U8", "ALAW", "ULAW") else 0.001)
+    assert relative_error < (0.1 if subtype in ("PCM_U8", "PCM_S8", "ALAW", "ULAW") else 0.001)
 
 
-@pytest.mark.parametrize("kind", ["wav-adpcm", "ogg", "opus", "mp3", "m4a", "aac", "webm", "mkv", "mp4-video", "avi"])
+@pytest.mark.parametrize("kind", sorted({*AV_KINDS, "wav-adpcm", "ogg", "opus", "mp3", "ogg-chain"}))
 def test_compressed_formats(voice48, heard, kind):
     decoded = read_audio(make_recording(kind, voice48), 16000)
     # Codecs may delay the sound by some milliseconds.
-    padded = np.pad(decoded, (0, 3000))
+    padded = np.pad(decoded, 3000)
     correlation = np.correlate(padded, heard[:15000], "valid")
-    assert correlation.max() > 0.9 * (heard[:15000] ** 2).sum()
+    # A telephone's leaves out all above 4 kHz.
+    assert correlation.max() > (0.5 if kind in ("amr", "3gp") else 0.9) * (heard[:15000] ** 2).sum()
     assert len(decoded) == pytest.approx(len(heard), abs=1600)
+
+
+TIMIT = b"""NIST_1A
+   1024
+database_id -s5 TIMIT
+database_version -s3 1.0
+utterance_id -s8 cjf0_sa1
+channel_count -i 1
+sample_count -i 24000
+sample_rate -i 16000
+sample_min -i -2191
+sample_max -i 2790
+sample_n_bytes -i 2
+sample_byte_format -s2 01
+sample_sig_bits -i 16
+end_head
+"""
+
+
+def test_wav_files_of_timit(heard):
+    """NIST SPHERE under the name of another format."""
+    decoded = read_audio(TIMIT.ljust(1024) + (heard * 32767).astype("<i2").tobytes(), 16000)
+    np.testing.assert_allclose(decoded, heard, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,11 +129,6 @@ def test_long_files_come_in_blocks(tmp_path):
     np.testing.assert_allclose(np.concatenate(blocks), waveform, atol=1e-4)
 
 
-def test_loud_channels_cancel_before_resampling(voice48):
-    both = np.stack([3 * voice48, -3 * voice48], 1)
-    np.testing.assert_allclose(resample(both, RATE, 16000), 0, atol=1e-6)
-
-
 def test_peaks_above_full_scale_are_kept(tmp_path, voice48, heard):
     soundfile.write(tmp_path / "loud.wav", 5 * voice48, RATE, subtype="FLOAT")
     np.testing.assert_allclose(read_audio(tmp_path / "loud.wav", 16000), 5 * heard, atol=1e-3)
@@ -121,10 +142,11 @@ def test_integers_are_full_scale(voice48, dtype):
     np.testing.assert_allclose(resample(as_integers, RATE, 16000), resample(voice48, RATE, 16000), atol=tolerance)
 
 
-def test_a_header_with_many_channels_takes_little_memory(tmp_path):
-    path = tmp_path / "crowd.wav"
-    soundfile.write(path, np.zeros((16000, 1000), np.int16), 192000)
-    assert max(map(len, read_blocks(path, 192000))) <= MAX_BLOCK_VALUES // 1000
+@pytest.mark.parametrize(("container", "channels"), [("WAV", 1000), ("AU", 64), ("CAF", 64)])
+def test_a_header_with_many_channels_takes_little_memory(tmp_path, container, channels):
+    path = tmp_path / "crowd.any"
+    soundfile.write(path, np.zeros((16_000_000 // channels, channels), np.int16), 192000, format=container)
+    assert max(map(len, read_blocks(path, 192000))) <= 1.2 * MAX_BLOCK_VALUES / channels
 
 
 def test_more_channels_than_eight(voice48, heard):
@@ -153,15 +175,6 @@ def test_files_cut_short(voice48, heard, kind):
             assert len(decoded) <= len(heard) + 1600
 
 
-def huge_claim(folder):
-    """Two seconds whose header claims 2^36 - 1 samples, 398 hours."""
-    soundfile.write(folder / "huge.flac", make_voice(2.0, rate=RATE), RATE)
-    content = bytearray((folder / "huge.flac").read_bytes())
-    content[21] |= 0x0F
-    content[22:26] = b"\xff" * 4
-    (folder / "huge.flac").write_bytes(content)
-
-
 def broken_files(folder):
     """One file of each kind of broken, and some that only look so."""
     (folder / "empty.wav").write_bytes(b"")
@@ -186,11 +199,8 @@ def broken_files(folder):
     soundfile.write(folder / "days.wav", np.zeros(1000 * 36001, np.int16), 1000, subtype="PCM_U8")
     (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1:9/never.ts\n")
     (folder / "list.wav").write_text("ffconcat version 1.0\nfile /etc/passwd\n")
-    huge_claim(folder)
     content = make_recording("m4a", make_voice(1.0, rate=RATE))
     (folder / "cut.m4a").write_bytes(content[: len(content) // 2])
-    content = make_recording("flac", make_voice(1.0, rate=RATE))
-    (folder / "cut.flac").write_bytes(content[: len(content) // 2])
     (folder / "folder.wav").mkdir()
     os.mkfifo(folder / "fifo.wav")
     (folder / "loop.wav").symlink_to(folder / "loop.wav")
@@ -235,9 +245,7 @@ BROKEN = [
     ("days.wav", "longer than 10 hours"),
     ("list.m3u8", "not a recording"),
     ("list.wav", "not a recording"),
-    ("huge.flac", "damaged or cut short"),
     ("cut.m4a", "not a recording|damaged"),
-    ("cut.flac", "damaged or cut short"),
     ("folder.wav", "is a folder"),
     ("fifo.wav", "not a regular file"),
     ("/dev/zero", "not a regular file"),
