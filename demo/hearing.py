@@ -14,6 +14,7 @@ from ser_model.pipeline_ser import window_sizes
 from ser_model.voice import NoVoiceError
 
 MAX_DURATION_S = 30 * 60  # a recording is held in memory while its picture is drawn
+MAX_DECODED_VALUES = 200_000_000  # half an hour at 48 kHz in two channels has 173 million
 # Below this probability the page says "unsure" and names the best guess.
 UNSURE_BELOW = 0.4
 
@@ -92,7 +93,7 @@ def listen(
 def read(path: str, rate: int, *, on_heard: OnHeard = _nothing) -> np.ndarray:
     """A whole recording, (num_samples,) float32; refused as soon as it proves longer than `MAX_DURATION_S`."""
     blocks, num_samples = [], 0
-    for block in read_blocks(path, rate):
+    for block in read_blocks(path, rate, max_decoded_values=MAX_DECODED_VALUES):
         num_samples += len(block)
         on_heard(num_samples / rate)
         if num_samples > MAX_DURATION_S * rate:
