@@ -12,11 +12,12 @@ from pathlib import Path
 import tqdm
 
 from ser_model.audio import AudioError
+from ser_model.results import is_stream, output_file
 
 from . import recipe as recipes
 from .conditions import CONDITIONS, mean_over_runs, score_conditions
 from .ravdess import FOLDS, RavdessError, load_ravdess
-from .report import print_result, result_path, summarise, write_result
+from .report import check_result_path, print_result, result_path, summarise, write_result
 from .train import PROTOCOLS, explain, train, use_one_thread
 from .trainer import RunError
 
@@ -115,7 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="also score the clips as they sound outside the studio; may be given several times",
     )
     parser.add_argument("--data", help="folder that holds RAVDESS; left out, it is downloaded from Zenodo and cached")
-    parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
+    parser.add_argument(
+        "--output", type=output_file(".json"), help="result file (default: train/results/RECIPE.PROTOCOL.json)"
+    )
     parser.add_argument("--runs", default="runs", help="folder for the folds' networks (default: %(default)s)")
     parser.add_argument("--seed", default="0", help="or several, as in 0,1,2, and the mean over them")
     parser.add_argument(
@@ -127,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.condition and options.protocol == "leaky-split":
             raise ValueError("--condition is not for leaky-split, whose test clips are variants of each other already.")
+        if options.output is not None:
+            check_result_path(options.output)
         recipe = recipes.load_recipe(options.recipe)
         folds = _parse_folds(options.folds, options.protocol)
         seeds = _parse_numbers(options.seed, "--seed", "whole numbers")
@@ -150,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     default = result_path(recipe.name, options.protocol) if is_whole else None
     if path := Path(options.output) if options.output else default:
         write_result(result, path)
-        print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
+        if not is_stream(path):
+            print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
     return 0
 
 

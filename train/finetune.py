@@ -27,7 +27,7 @@ from .push import RUN_FILE, check_login, push
 from .ravdess import data_fingerprint
 from .recipe import Recipe, Training, load_recipe
 from .train import explain, make_sets, predict, save_run, use_one_thread, versions
-from .trainer import CHECKPOINTS, make_trainer
+from .trainer import CHECKPOINTS, claims_output, make_trainer
 
 MIN_CLIPS = 4  # of each label: one of them validates
 
@@ -36,6 +36,7 @@ class DataError(ValueError):
     """What is wrong with the recordings or their labels, in one sentence."""
 
 
+@claims_output
 def finetune(
     data: Path,
     output: Path,

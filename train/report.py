@@ -4,6 +4,7 @@ Results: the folds' predictions as one file of figures, two pictures and a table
 `python -m train.report` writes them into README.md.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_model.configuration_ser import EMOTIONS
-from ser_model.results import whole_file, write_whole
+from ser_model.results import check_output, is_stream, whole_file, write_whole
 
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
 from .ravdess import parse_name
@@ -141,13 +142,34 @@ def _by_field(probabilities: np.ndarray, references: np.ndarray, values: list[st
 
 
 def write_result(result: dict, path: Path) -> None:
-    """The JSON file and, beside it, the confusion matrix and the training curves as pictures; each whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, draw in ((".png", draw_confusion), (".curves.png", draw_curves)):
+    """
+    The JSON file and, beside it, the confusion matrix and the training curves as pictures; each whole or not at all. Beside
+    a pipe or a device there are none.
+    """
+    for suffix, draw in () if is_stream(path) else PICTURES.items():
         with whole_file(path.with_suffix(suffix)) as partial:
             draw(result, partial)
     text = json.dumps({**result, "curves": "CURVES"}, indent=1).replace('"CURVES"', json.dumps(result["curves"]))
     write_whole(path, f"{text}\n".encode())
+
+
+def check_result_path(path: str) -> None:
+    """
+    Raises:
+        `ValueError`, `OSError`: as `check_output`, of the file and of the pictures beside it.
+    """
+    check_output(path, is_ours=_is_result)
+    if not is_stream(path):
+        for suffix in PICTURES:
+            # Of a picture there is no telling but by the file that it belongs to.
+            check_output(str(Path(path).with_suffix(suffix)), is_ours=lambda _: Path(path).exists())
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return {"recipe", "protocol", "confusion_matrix"} <= set(_read(path))
+    except (ValueError, TypeError):
+        return False
 
 
 def draw_confusion(result: dict, path: Path) -> None:
@@ -195,6 +217,9 @@ def draw_curves(result: dict, path: Path) -> None:
     figure.suptitle(f"{result['recipe']}, {result['protocol']}")
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+PICTURES = {".png": draw_confusion, ".curves.png": draw_curves}
 
 
 def print_result(result: dict) -> None:
@@ -326,7 +351,9 @@ def marked(name: str, content: str) -> str:
     return f"<!-- {name}: python -m train.report -->\n{content}\n<!-- end of {name} -->"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
+    parser.parse_args(arguments)
     text = README.read_text(encoding="utf-8")
     for name, write in BLOCKS.items():
         begins, ends = marked(name, "\0").split("\n\0\n")

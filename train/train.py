@@ -29,7 +29,7 @@ from .card import write_card
 from .features import Clip, FeatureDataset, collate, fit_normalization, recipe_features
 from .push import RUN_FILE, check_login, push
 from .ravdess import FOLDS, RavdessError, data_fingerprint, load_ravdess, split_actors
-from .trainer import CHECKPOINTS, RunError, last_whole_checkpoint, leave_processes, make_trainer, saving
+from .trainer import CHECKPOINTS, RunError, claims_output, last_whole_checkpoint, leave_processes, make_trainer, saving
 
 PROTOCOLS = ("all", "speaker-independent", "random-split", "leaky-split")
 
@@ -78,6 +78,7 @@ def split_leak(labels: list[int], *, seed: int) -> dict:
     return {"train": train, "validation": test, "test": test}
 
 
+@claims_output
 def train(
     recipe: recipes.Recipe,
     output: Path,
@@ -113,7 +114,7 @@ def train(
         What `run.json` holds.
 
     Raises:
-        `RunError`: `output` holds another run. `RavdessError`, `AudioError`: something is wrong with the data.
+        `RunError`: `output` holds another run or other files. `RavdessError`, `AudioError`: something is wrong with the data.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():  # one fills the cache
