@@ -18,7 +18,7 @@ import torch
 
 from ser_model import SerFeatureExtractor
 from ser_model.audio import AudioError, read_audio
-from ser_model.results import whole_file
+from ser_model.results import check_output, columns_of, is_stream, output_file, whole_file
 
 from . import corpus as corpora
 from .augment import change
@@ -226,7 +226,7 @@ def export(
     columns |= {f"feature_{i}": column for i, column in enumerate(values.T)}
     table = datasets.Dataset.from_dict(columns)
     with whole_file(path) as partial:
-        (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(str(partial))
+        (table.to_parquet if path.suffix.lower() == ".parquet" else table.to_csv)(str(partial))
     return len(table)
 
 
@@ -234,20 +234,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.features", description="A recipe's features as a table.")
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
     corpora.add_data_option(parser)
-    parser.add_argument("--output", required=True, help="table to write: .csv or .parquet")
+    parser.add_argument(
+        "--output", required=True, type=output_file(".csv", ".parquet"), help="table to write: .csv or .parquet"
+    )
     parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than a corpus has")
     options = parser.parse_args(arguments)
     path = Path(options.output)
-    if path.suffix not in (".csv", ".parquet"):
-        parser.error(f"--output {path} must end in .csv or .parquet.")
     try:
+        check_output(options.output, is_ours=lambda found: {"clip", "frame", "feature_0"} <= set(columns_of(found)))
         recipe = load_recipe(options.recipe)
         folders = corpora.data_folders(options.data)
         num_rows = export(recipe, path, data_dir=folders, allow_incomplete=options.allow_incomplete)
     except (AudioError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{path}: {num_rows} frames.")
+    if not is_stream(path):
+        print(f"{path}: {num_rows} frames.")
     return 0
 
 

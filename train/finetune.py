@@ -28,11 +28,12 @@ from .metrics import scores
 from .push import RUN_FILE, check_login, push
 from .recipe import Recipe, Training, load_recipe
 from .train import explain, make_sets, predict, save_run, use_one_thread, versions
-from .trainer import CHECKPOINTS, make_trainer
+from .trainer import CHECKPOINTS, claims_output, make_trainer
 
 MIN_CLIPS = 4  # of each label: one of them validates
 
 
+@claims_output
 def finetune(
     data: Path,
     output: Path,

@@ -1,16 +1,19 @@
 """The Trainer of transformers, as a recipe wants it: augmentation, penalties, schedule, and checkpoints that are whole."""
 
 import contextlib
+import functools
 import gc
 import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch.utils.data import WeightedRandomSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
@@ -21,12 +24,56 @@ from . import recipe as recipes
 from .augment import BatchAugmentation
 from .features import collate
 from .metrics import EmotionMetric
+from .push import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 
 
 class RunError(ValueError):
     """Why a run cannot be done, in one sentence."""
+
+
+def claims_output(train):
+    """
+    For a training whose second argument is the folder to write: it raises a `RunError`, before anything else, where another
+    training is at work or other files are. A finished run is only read.
+    """
+
+    @functools.wraps(train)
+    def claimed(source, output: Path, **options):
+        processes = PartialState(cpu=not torch.accelerator.is_available())
+        if not processes.is_main_process or (output / RUN_FILE).exists():
+            return train(source, output, **options)
+        with _locked(output):
+            return train(source, output, **options)
+
+    return claimed
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    checkpoints = output / CHECKPOINTS
+    try:
+        begun = checkpoints.exists() or not output.exists()
+        if not begun and any(not name.startswith(".") for name in os.listdir(output)):
+            raise RunError(f"{output} holds other files: choose another --output, a new folder.")
+        made = [folder for folder in (checkpoints, output) if not folder.exists()]
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{output} cannot be a folder to write: {error.strerror}.") from error
+    lock = FileLock(checkpoints / "_lock", timeout=0)  # with an underscore, which the Trainer does not push
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(f"Another training is writing {output}: wait for it, or choose another --output.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what was written stays
+            for folder in made:
+                folder.rmdir()
 
 
 class SerTrainer(Trainer):
