@@ -15,6 +15,28 @@ from .configuration_ser import SerConfig
 from .descriptors_ser import cosines
 
 
+class SerBatchNorm:
+    """
+    Batch normalisation that also learns from one value a channel, as of a last batch of one clip, which has no variance:
+    it is normalised by the running statistics, and leaves them as they are.
+    """
+
+    def forward(self, hidden_states):
+        if self.training and hidden_states.numel() <= self.num_features:
+            return nn.functional.batch_norm(
+                hidden_states, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(hidden_states)
+
+
+class SerBatchNorm1d(SerBatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class SerBatchNorm2d(SerBatchNorm, nn.BatchNorm2d):
+    pass
+
+
 class SerCepstrum(nn.Module):
     """
     Log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend. Autocorrelations,
@@ -114,9 +136,9 @@ class SerResidualBlock(nn.Module):
         padding = (kernel[0] // 2, kernel[1] // 2)
         self.stride = strides[1]
         self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride=strides, padding=padding, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
+        self.norm1 = SerBatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, kernel, padding=padding, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.norm2 = SerBatchNorm2d(channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=strides)
         self.dropout = nn.Dropout(config.conv_dropout)
 
@@ -205,7 +227,7 @@ class SerImageEncoder(SerAttentionEncoder):
         channels, strides = config.image_channels, config.conv_strides
         size, self.stride = config.conv_kernel_size, strides[0]
         self.conv = nn.Conv2d(1, channels[0], size, stride=(2, self.stride), padding=size // 2, bias=False)
-        self.norm = nn.BatchNorm2d(channels[0])
+        self.norm = SerBatchNorm2d(channels[0])
         self.blocks = nn.ModuleList(
             SerResidualBlock(config, *channels[i : i + 2], kernel=(3, 3), strides=(2, stride))
             for i, stride in enumerate(strides[1:])
@@ -219,7 +241,7 @@ class SerImageEncoder(SerAttentionEncoder):
             )
             width += config.lag_channels
         self.joint_conv = nn.Conv2d(width, num_channels, 1, bias=False)
-        self.joint_norm = nn.BatchNorm2d(num_channels)
+        self.joint_norm = SerBatchNorm2d(num_channels)
 
     def convolve(self, input_features, mask):
         bands, lags = input_features[..., : self.num_bands], input_features[..., self.num_bands :]
@@ -248,7 +270,7 @@ class SerConv2dAttentionEncoder(nn.Module):
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv2d, config, channels)
         self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in channels[1:])
+        self.norms = nn.ModuleList(SerBatchNorm2d(size) for size in channels[1:])
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(channels[-1] * _num_bands_left(config), config.lstm_hidden_size)
         self.scores = nn.Linear(2 * config.lstm_hidden_size, 1)
@@ -272,7 +294,7 @@ class SerConv2dEncoder(nn.Module):
         super().__init__()
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv2d, config, channels)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in channels[1:])
+        self.norms = nn.ModuleList(SerBatchNorm2d(size) for size in channels[1:])
         self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(channels[-1] * _num_bands_left(config), config.lstm_hidden_size)
@@ -296,7 +318,7 @@ class SerConvTransformerEncoder(nn.Module):
         super().__init__()
         channels = [config.feature_size, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv1d, config, channels)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in channels[1:])
+        self.norms = nn.ModuleList(SerBatchNorm1d(size) for size in channels[1:])
         self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
@@ -388,7 +410,7 @@ class SerPerceptronEncoder(nn.Module):
         self.register_buffer("deviation", torch.ones(num_rows, num_columns))
         self.input_dropout = nn.Dropout1d(config.input_dropout)
         self.hidden = nn.Linear(num_rows * num_columns, config.hidden_size)
-        self.norm = nn.BatchNorm1d(config.hidden_size)
+        self.norm = SerBatchNorm1d(config.hidden_size)
         self.hidden_dropout = nn.Dropout(config.hidden_dropout)
         self.pooled_size = config.hidden_size
 

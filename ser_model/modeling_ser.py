@@ -172,6 +172,8 @@ class SerForAudioClassification(SerPreTrainedModel):
         parts = zip(*([None] * num_members if x is None else x.tensor_split(num_members) for x in batch))
         losses, logits = [], []
         for member, classify, (*features, targets) in zip(self.ser.members, self.classifiers, parts):
+            if not len(targets):  # of fewer clips than members
+                continue
             _, pooled, _ = encode(member, *features)
             logits.append(classify(self.dropout(pooled)))
             losses.append(nn.functional.cross_entropy(logits[-1], targets))

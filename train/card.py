@@ -23,6 +23,7 @@ NETWORKS = {
     "distribution_perceptron": "how mel bands and pitch are distributed over time → hidden layer",
     "correlation_perceptron": "how mel bands and pitch go together → hidden layer",
 }
+MIN_CLIPS = 50  # of fewer, figures without an interval, as the Hub shows them, say too little
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 
 TEMPLATE = """---
@@ -51,9 +52,13 @@ classifier(waveform)                        # mono, {{ sampling_rate }} Hz
 classifier("call.mp3", timeline=True)       # also the answer for every few seconds
 ```
 
+{% if fine_tuning.any_sound -%}
+Any sound has an answer, voice or not, as some labels are for what is no voice; `voice_only=True` refuses it.
+{%- else -%}
 A recording without a voice has no emotion and is refused; in a timeline such windows have none. That is for Silero's voice
 detector to say: after `pip install silero-vad`; without it only silence is refused. `voice_only=False` asks for an answer
 all the same.
+{%- endif %}
 
 `trust_remote_code=True` runs the few Python files beside the weights: read them first, and pin what you have read with
 `revision=` and the commit. The weights are safetensors, and nothing is fetched from the network while it listens.
@@ -115,7 +120,7 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         network=_network(recipe["model"].get("encoder", SerConfig.encoder)),
         acts=" and ".join({"speech": "say", "song": "sing"}[channel] for channel in recipe["vocal_channels"]),
         figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results),
-        fine_tuning=fine_tuning,
+        fine_tuning=fine_tuning or {},
         sampling_rate=sampling_rate,
         seed=run["seed"],
         num_epochs=recipe["training"]["num_epochs"],
@@ -155,7 +160,9 @@ def _metadata(name: str, eval_results: list[EvalResult], fine_tuning: dict | Non
 
 def _eval_results(results: dict[str, dict], fine_tuning: dict | None) -> list[EvalResult]:
     """The figures as the Hub's `model-index` wants them, in per cent."""
-    if fine_tuning:
+    if fine_tuning and fine_tuning["num_validation_clips"] < MIN_CLIPS:
+        sources = []
+    elif fine_tuning:
         sources = [("own recordings", "own", fine_tuning["split"], fine_tuning["validation"])]
     else:
         sources = [
@@ -185,14 +192,22 @@ def _heard(result: dict) -> str:
 
 
 def _fine_tuned_figures(fine_tuning: dict) -> str:
-    measured = fine_tuning["validation"]
-    values = ", ".join(f"{title} {100 * measured[name]:.1f} %" for name, title in MEASURES.items())
-    heard = (
-        "of speakers that it was not trained on"
-        if fine_tuning["split"] == "by speaker"
-        else "kept out at random, whose speakers it may have been trained on"
-    )
+    values = ", ".join(figures_with_intervals(fine_tuning["validation"]))
+    heard = {
+        "by speaker": "of speakers that it was not trained on",
+        "by folder": "of the data's own split, whose speakers it may have been trained on",
+    }.get(fine_tuning["split"], "kept out at random, whose speakers it may have been trained on")
     return f"On {fine_tuning['num_validation_clips']} recordings {heard}: {values}."
+
+
+def figures_with_intervals(figures: dict) -> list[str]:
+    """UAR and accuracy of `metrics.scores`, each with its interval of `metrics.intervals`, which older runs lack."""
+    told = []
+    for name in ("uar", "accuracy"):
+        low_high = figures.get("intervals", {}).get(name)
+        interval = " (95 % confidence: {:.0f} to {:.0f} %)".format(*(100 * x for x in low_high)) if low_high else ""
+        told.append(f"{MEASURES[name]} {100 * figures[name]:.1f} %{interval}")
+    return told
 
 
 def _figures(results: dict[str, dict]) -> str:

@@ -150,7 +150,8 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     """
     Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
     `WaveformClassifier`. Its metadata hold `labels` (a JSON list), `sampling_rate` in hertz, and how `SerPipeline` uses
-    it: `window_s`, and `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`).
+    it: `window_s`, `voice_only`, and `silence_peak` and `edge_size`, by which a window is silent (see
+    `pipeline_ser.is_silent`); with a peak of 0 none is.
 
     Args:
         checkpoint: As of `load_pipeline`.
@@ -173,7 +174,8 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         "labels": json.dumps(list(network.config.id2label.values())),
         "sampling_rate": str(extractor.sampling_rate),
         "window_s": str(min(WINDOW_S, extractor.max_duration_s)),
-        "silence_peak": str(SILENCE_PEAK),
+        "voice_only": json.dumps(network.config.voice_only),
+        "silence_peak": str(SILENCE_PEAK if network.config.sound_only else 0.0),
         "edge_size": str(EDGE_SIZE),
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -30,8 +30,11 @@ class RunError(ValueError):
 class SerTrainer(Trainer):
     """The Trainer, with augmentation of the training batches where they are, on the model's device, and penalties."""
 
-    def __init__(self, *args, augmentation: BatchAugmentation, settings: recipes.Training, **kwargs):
+    def __init__(
+        self, *args, augmentation: BatchAugmentation, settings: recipes.Training, divide_batch: bool, **kwargs
+    ):
         super().__init__(*args, **kwargs)
+        self.divide_batch = divide_batch
         self.augmentation = augmentation
         self.settings = settings
         self.drops_last = self.args.dataloader_drop_last
@@ -39,7 +42,7 @@ class SerTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        outputs = model(**self.augmentation(**inputs), divide_batch=True)
+        outputs = model(**self.augmentation(**inputs), divide_batch=self.divide_batch)
         loss = outputs.loss + penalty(model, self.settings)
         return (loss, outputs) if return_outputs else loss
 
@@ -111,13 +114,15 @@ def make_trainer(
     *,
     checkpoints: Path,
     seed: int,
+    divide_batch: bool = True,
     quiet: bool = False,
     hub_model_id: str | None = None,
     tensorboard: Path | None = None,
 ) -> SerTrainer:
     """
     What trains `model` on `sets["train"]`, and looks at `sets["validation"]` if there is anything in it. Event files for
-    TensorBoard go into `tensorboard`, if it is given.
+    TensorBoard go into `tensorboard`, if it is given. With `divide_batch` each member hears a part of each batch, else all
+    of it.
 
     Raises:
         `ValueError`: a schedule, or a label in `class_factors`, that there is not.
@@ -125,11 +130,14 @@ def make_trainer(
     settings = recipe.training
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
-    learning = _learning(settings, num_members=len(model.config.num_cepstra), num_clips=len(sets["train"]))
+    num_parts = len(model.config.num_cepstra) if divide_batch else 1
+    learning = _learning(settings, num_parts=num_parts, num_clips=len(sets["train"]))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         **learning,
         **_looking(settings, sets, learning=learning),
+        # Else the members' parts of a last batch would be of few clips, or none.
+        dataloader_drop_last=divide_batch and len(sets["train"]) > learning["per_device_train_batch_size"],
         save_total_limit=2,
         logging_steps=0.02,
         disable_tqdm=quiet,
@@ -162,6 +170,7 @@ def make_trainer(
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         augmentation=BatchAugmentation(recipe.augmentation, weights, num_lags=model.config.num_lags),
         settings=settings,
+        divide_batch=divide_batch,
     )
 
 
@@ -174,17 +183,16 @@ def leave_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def _learning(settings: recipes.Training, *, num_members: int, num_clips: int) -> dict:
+def _learning(settings: recipes.Training, *, num_parts: int, num_clips: int) -> dict:
     """
-    Batches, epochs and rates. Each member hears a part of each batch: for as many clips a member, batches are larger and
-    epochs more.
+    Batches, epochs and rates. Where each member hears a part of each batch, batches are larger and epochs more, for as many
+    clips a member.
     """
-    batch_size = min(settings.batch_size, max(2, num_clips // num_members)) * num_members
+    batch_size = min(settings.batch_size, max(2, num_clips // num_parts)) * num_parts
     return {
-        "num_train_epochs": settings.num_epochs * num_members,
+        "num_train_epochs": settings.num_epochs * num_parts,
         "per_device_train_batch_size": batch_size,
         "per_device_eval_batch_size": 64,
-        "dataloader_drop_last": num_clips > batch_size,  # a member's clip alone would break batch normalisation
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "warmup_steps": settings.warmup,

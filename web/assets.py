@@ -74,7 +74,7 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
         about["uar"] = measured["speaker-independent"]["mean"]["uar"]
         if noisy := measured["speaker-independent"].get("conditions", {}).get("noise 10 dB"):
             about["uar_in_noise"] = noisy["uar"]
-    if export_voice_detector(folder / "voice.onnx"):
+    if about["voice_only"] and export_voice_detector(folder / "voice.onnx"):
         about["voice"] = {
             "sampling_rate": voice.RATE_HZ,
             "chunk_size": voice.CHUNK_SIZE,
