@@ -86,7 +86,7 @@ def _score(paths: list[str], journal: Journal, options: argparse.Namespace) -> N
             left,
             model=options.model,
             device=options.device,
-            voice_only=not options.any_sound,
+            voice_only=False if options.any_sound else None,
             workers=options.workers,
             on_window=(lambda heard_s: bar.update(heard_s - bar.n)) if one_file else None,
         )

@@ -15,7 +15,7 @@ FILES_AT_ONCE = 16
 class Scorer:
     """What each worker keeps: one classifier."""
 
-    def __init__(self, model: str, voice_only: bool):
+    def __init__(self, model: str, voice_only: bool | None):
         self.pipeline = load_quietly(model, voice_only=voice_only)
         self.labels = list(self.pipeline.model.config.id2label.values())
 
@@ -27,7 +27,9 @@ class Scorer:
         return {name: [row.get(name, nothing) for row in scored] for name, nothing in empty.items()}
 
 
-def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int, voice_only: bool = True) -> None:
+def score_on_cluster(
+    paths: list[str], output: str, *, model: str, workers: int, voice_only: bool | None = None
+) -> None:
     """
     Scores recordings and writes a folder of Parquet files, one row a recording. A worker that dies is replaced and what
     it was doing done again.
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.output,
             model=options.model,
             workers=options.workers,
-            voice_only=not options.any_sound,
+            voice_only=False if options.any_sound else None,
         )
     finally:
         ray.shutdown()

@@ -126,7 +126,13 @@ def score_file(pipeline: "SerPipeline", path: str, *, on_window: Callable[[float
 
 
 def score_files(
-    paths: list[str], *, model: str, device: str = "cpu", voice_only: bool = True, workers: int = 1, on_window=None
+    paths: list[str],
+    *,
+    model: str,
+    device: str = "cpu",
+    voice_only: bool | None = None,
+    workers: int = 1,
+    on_window=None,
 ) -> Iterator[dict]:
     """
     `score_file` of each path, as they are done: with several workers in any order.

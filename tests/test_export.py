@@ -66,7 +66,7 @@ def test_says_what_it_needs(exported):
     session = open_session(exported)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["labels"]) == list(load_pipeline().model.config.id2label.values())
-    assert about["sampling_rate"] == "16000"
+    assert about["sampling_rate"] == "16000" and json.loads(about["voice_only"]) is True
     assert (float(about["window_s"]), float(about["silence_peak"])) == (WINDOW_S, SILENCE_PEAK)
     assert [i.shape for i in session.get_inputs()] == [["batch", "num_samples"], ["batch"]]
 

@@ -154,8 +154,9 @@ def export_voice_detector(output: Path) -> bool:
 def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     """
     Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
-    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), and how `SerPipeline` uses it: `window_settings`, and
-    `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`).
+    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), and how `SerPipeline` uses it: `window_settings`,
+    `voice_only`, and `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`); with a peak
+    of 0 none is.
 
     Args:
         checkpoint: As of `load_pipeline`.
@@ -178,7 +179,8 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     settings = {
         "labels": json.dumps(list(network.config.id2label.values())),
         **window_settings(extractor),
-        "silence_peak": str(SILENCE_PEAK),
+        "voice_only": json.dumps(network.config.voice_only),
+        "silence_peak": str(SILENCE_PEAK if network.config.sound_only else 0.0),
         "edge_size": str(EDGE_SIZE),
     }
     with tempfile.TemporaryDirectory() as folder:

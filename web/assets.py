@@ -77,7 +77,7 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
     if elsewhere := [result for name, result in measured.items() if name.startswith(ANOTHER)]:
         worst = min(elsewhere, key=lambda result: result["mean"]["uar"])
         about["elsewhere"] = {"uar": worst["mean"]["uar"], "num_emotions": len(worst["labels"])}
-    if export_voice_detector(folder / "voice.onnx"):
+    if about["voice_only"] and export_voice_detector(folder / "voice.onnx"):
         about["voice"] = {
             "sampling_rate": voice.RATE_HZ,
             "chunk_size": voice.CHUNK_SIZE,
