@@ -1,19 +1,26 @@
 """
-The demo's example clips, spoken by espeak-ng (`apt-get install espeak-ng`): `python examples/make.py`.
+The demo's example clips, spoken by espeak-ng (`apt-get install espeak-ng`): `python examples/make.py` writes them beside
+itself.
 
 They are synthetic voices of this project's own, CC0: a machine's idea of a mood, and no measure of the network.
 """
 
+import argparse
 import io
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from ser_model.audio import read_audio
-
 FOLDER = Path(__file__).parent
+if str(FOLDER.parent) not in sys.path:
+    sys.path.insert(0, str(FOLDER.parent))
+
+from ser_model.audio import read_audio  # noqa: E402
+from ser_model.results import whole_file  # noqa: E402
+
 RATE_HZ = 16000
 PAUSE_S = 0.4
 
@@ -39,14 +46,20 @@ def speak(voice: str, pitch: int, speed: int, loudness: int, text: str) -> np.nd
     return read_audio(io.BytesIO(spoken), RATE_HZ)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python examples/make.py", description=__doc__)
+    parser.parse_args(arguments)
     pause = np.zeros(round(PAUSE_S * RATE_HZ), np.float32)
-    for clip, sentences in CLIPS.items():
-        waveform = np.concatenate([part for sentence in sentences for part in (pause, speak(*sentence))] + [pause])
-        soundfile.write(
-            FOLDER / f"{clip}.flac", waveform / max(1, np.abs(waveform).max()), RATE_HZ, compression_level=1.0
-        )
+    try:
+        for clip, sentences in CLIPS.items():
+            waveform = np.concatenate([part for sentence in sentences for part in (pause, speak(*sentence))] + [pause])
+            with whole_file(FOLDER / f"{clip}.flac") as partial:
+                soundfile.write(partial, waveform / max(1, np.abs(waveform).max()), RATE_HZ, compression_level=1.0)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}. Is espeak-ng installed (apt-get install espeak-ng)?", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,13 @@
 """`python -m ser_model.cluster`: the emotions in recordings, scored by Ray Data on one machine or many."""
 
 import argparse
+import os
 import sys
 
+from .__main__ import count, explain
+from .audio import describe
 from .results import TEXT_COLUMNS, columns, rows
-from .scoring import find_recordings, load_quietly, score_file
-
-try:
-    import ray
-except ImportError as error:
-    raise ImportError("Scoring on a cluster needs Ray: pip install -r requirements-cluster.txt") from error
+from .scoring import describe_others, find_files, load_quietly, score_file
 
 FILES_AT_ONCE = 16
 
@@ -17,7 +15,7 @@ FILES_AT_ONCE = 16
 class Scorer:
     """What each worker keeps: one classifier."""
 
-    def __init__(self, model: str, voice_only: bool):
+    def __init__(self, model: str, voice_only: bool | None):
         self.pipeline = load_quietly(model, voice_only=voice_only)
         self.labels = list(self.pipeline.model.config.id2label.values())
 
@@ -29,7 +27,9 @@ class Scorer:
         return {name: [row.get(name, nothing) for row in scored] for name, nothing in empty.items()}
 
 
-def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int, voice_only: bool = True) -> None:
+def score_on_cluster(
+    paths: list[str], output: str, *, model: str, workers: int, voice_only: bool | None = None
+) -> None:
     """
     Scores recordings and writes a folder of Parquet files, one row a recording. A worker that dies is replaced and what
     it was doing done again.
@@ -40,6 +40,8 @@ def score_on_cluster(paths: list[str], output: str, *, model: str, workers: int,
         workers: Processes over all machines, one core each.
         voice_only: As of `load_pipeline`.
     """
+    import ray
+
     (
         ray.data.from_items([{"path": path} for path in paths], override_num_blocks=-(-len(paths) // FILES_AT_ONCE))
         .map_batches(
@@ -58,19 +60,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("input", nargs="+", help="recordings, or folders of them, as every machine sees them")
     parser.add_argument("--output", required=True, help="folder for the Parquet files")
     parser.add_argument("--model", default="ser-base", help="as of python -m ser_model (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes over all machines (default: %(default)s)")
+    parser.add_argument("--workers", type=count, default=2, help="processes over all machines (default: %(default)s)")
     parser.add_argument("--any-sound", action="store_true", help="as of python -m ser_model")
     parser.add_argument("--address", help="of a running cluster, or auto; left out, Ray starts on this machine alone")
     options = parser.parse_args(arguments)
-    paths = list(dict.fromkeys(path for given in options.input for path in find_recordings(given)))
-    if not paths:
-        print(f"error: there is no recording in {', '.join(options.input)}.", file=sys.stderr)
-        return 1
     try:
+        import ray
+    except ImportError:
+        return explain("Scoring on a cluster needs Ray: pip install -r requirements-cluster.txt")
+    paths, others = find_files(options.input)
+    try:
+        _check_folder(options.output)
+        if others:
+            print(describe_others(others), file=sys.stderr)
+        if not paths:
+            return explain(f"there is no recording in {', '.join(map(describe, options.input))}.")
         load_quietly(options.model)  # what is wrong with a checkpoint is then said here, and once
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return explain(error)
     ray.init(address=options.address, log_to_driver=False, include_dashboard=False if options.address is None else None)
     try:
         score_on_cluster(
@@ -78,11 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
             options.output,
             model=options.model,
             workers=options.workers,
-            voice_only=not options.any_sound,
+            voice_only=False if options.any_sound else None,
         )
     finally:
         ray.shutdown()
     return 0
+
+
+def _check_folder(output: str) -> None:
+    """Refuses, before any work, what is no folder, or holds files already: the rows of a second run would join theirs."""
+    if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
+        what = "holds files already" if os.path.isdir(output) else "is not a folder"
+        raise ValueError(f"{describe(output)} {what}: give --output a new folder.")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ class SerConfig(PreTrainedConfig):
     temperature (`float`, defaults to 1.0):
         What the logits are divided by, so that a confidence of 0.8 is right four times in five; fitted on validation
         clips (Guo et al. 2017). It changes no prediction and takes no part in training.
+    voice_only, sound_only (`bool`, default to `True`):
+        Whether windows without a voice have no answer, and whether silent ones have none. False of a network that was taught
+        labels for these: `SerPipeline` follows them.
     """
 
     model_type = "ser"
@@ -88,6 +91,8 @@ class SerConfig(PreTrainedConfig):
     hidden_dropout: float | int = within(0, 1, default=0.3)
     classifier_dropout: float | int = within(0, 1, default=0.3)
     temperature: float | int = within(0.01, 100, default=1.0)
+    voice_only: bool = True
+    sound_only: bool = True
 
     def __post_init__(self, **kwargs):
         num_labels = kwargs.get("num_labels")

@@ -14,6 +14,28 @@ from .configuration_ser import SerConfig
 from .descriptors_ser import cosines
 
 
+class SerBatchNorm:
+    """
+    Batch normalisation that also learns from one value a channel, as of a last batch of one clip, which has no variance:
+    it is normalised by the running statistics, and leaves them as they are.
+    """
+
+    def forward(self, hidden_states):
+        if self.training and hidden_states.numel() <= self.num_features:
+            return nn.functional.batch_norm(
+                hidden_states, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(hidden_states)
+
+
+class SerBatchNorm1d(SerBatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class SerBatchNorm2d(SerBatchNorm, nn.BatchNorm2d):
+    pass
+
+
 class SerCepstrum(nn.Module):
     """
     Log-mel bands to cepstra: an orthonormal discrete cosine transform (type II) that training may bend. Autocorrelations,
@@ -100,9 +122,9 @@ class SerResidualBlock(nn.Module):
         kernel, padding = (1, config.conv_kernel_size), (0, config.conv_kernel_size // 2)
         self.stride = stride
         self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride=(1, stride), padding=padding, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
+        self.norm1 = SerBatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, kernel, padding=padding, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.norm2 = SerBatchNorm2d(channels)
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=(1, stride))
         self.dropout = nn.Dropout(config.conv_dropout)
 
@@ -173,7 +195,7 @@ class SerConv2dAttentionEncoder(nn.Module):
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv2d, config, channels)
         self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in channels[1:])
+        self.norms = nn.ModuleList(SerBatchNorm2d(size) for size in channels[1:])
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(channels[-1] * _num_bands_left(config), config.lstm_hidden_size)
         self.scores = nn.Linear(2 * config.lstm_hidden_size, 1)
@@ -197,7 +219,7 @@ class SerConv2dEncoder(nn.Module):
         super().__init__()
         channels = [1, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv2d, config, channels)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in channels[1:])
+        self.norms = nn.ModuleList(SerBatchNorm2d(size) for size in channels[1:])
         self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(channels[-1] * _num_bands_left(config), config.lstm_hidden_size)
@@ -221,7 +243,7 @@ class SerConvTransformerEncoder(nn.Module):
         super().__init__()
         channels = [config.feature_size, *_conv_channels(config)]
         self.convs = _convolutions(nn.Conv1d, config, channels)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in channels[1:])
+        self.norms = nn.ModuleList(SerBatchNorm1d(size) for size in channels[1:])
         self.pools = nn.ModuleList(SerMaxPool(size) for size in config.conv_strides)
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
@@ -318,7 +340,7 @@ class SerPerceptron(nn.Module):
         self.register_buffer("deviation", torch.ones(num_rows, num_columns))
         self.input_dropout = nn.Dropout1d(config.input_dropout)
         self.hidden = nn.Linear(num_rows * num_columns, config.hidden_size)
-        self.norm = nn.BatchNorm1d(config.hidden_size)
+        self.norm = SerBatchNorm1d(config.hidden_size)
         self.hidden_dropout = nn.Dropout(config.hidden_dropout)
         self.pooled_size = config.hidden_size
 

@@ -51,9 +51,9 @@ class SerPipeline(ChunkPipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
-    def __init__(self, *args, voice_only: bool = True, **kwargs):
+    def __init__(self, *args, voice_only: bool | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.voice_only = voice_only
+        self.voice_only = self.model.config.voice_only if voice_only is None else voice_only
 
     def __call__(self, inputs, **kwargs):
         """
@@ -65,7 +65,8 @@ class SerPipeline(ChunkPipeline):
             top_k (`int`, *optional*): How many labels to return, best first; all if left out.
             timeline (`bool`, defaults to `False`): Return the whole answer instead (see below).
             voice_only (`bool`, *optional*): Whether windows without a voice have no answer. As the pipeline was made if
-                left out, and that is `True`; without the package `silero-vad` only silence has none.
+                left out, and that is as the model's configuration says; without the package `silero-vad` only silence
+                has none.
             allow_urls (`bool`, defaults to `False`): Fetch a path that starts with http:// or https:// from the network.
             batch_size (`int`, defaults to 1): Windows that the network hears at a time.
             on_window (*optional*): Called after each window with the seconds heard so far, to show progress.
@@ -117,7 +118,7 @@ class SerPipeline(ChunkPipeline):
         blocks = self._blocks(inputs, allow_urls)
         for window, is_last in _mark_last(cut_windows(blocks, *window_sizes(self.feature_extractor))):
             times = {"start_s": start / rate, "end_s": (start + len(window)) / rate}
-            sound = not is_silent(window)
+            sound = not (self.model.config.sound_only and is_silent(window))
             with one_thread():
                 counts = sound and (not voice_only or has_voice(window, rate))
                 # Of what does not count one sample is enough.

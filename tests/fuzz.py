@@ -231,6 +231,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the files that broke something")
     options = parser.parse_args()
     if options.keep:
+        if options.keep.exists() and not options.keep.is_dir():
+            parser.error(f"--keep {options.keep} is not a folder.")
         options.keep.mkdir(parents=True, exist_ok=True)
     everything = []
     print(f"{'format':<16}{'decoded':>8}{'refused':>8}{'findings':>9}{'slowest':>10}{'peak':>10}")

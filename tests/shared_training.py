@@ -3,8 +3,8 @@ Trainings with nothing random in them but the order of the clips, for test_proce
 `python -m tests.shared_training FOLDER BATCH_SIZE…`. Writes the weights, and which clips each process heard.
 """
 
+import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +55,10 @@ def train(output: Path, batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    for size in sys.argv[2:]:
-        train(Path(sys.argv[1]) / size, int(size))
+    parser = argparse.ArgumentParser(prog="python -m tests.shared_training", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("batch_sizes", type=int, nargs="+")
+    options = parser.parse_args()
+    for size in options.batch_sizes:
+        train(options.folder / str(size), size)
     training.leave_processes()

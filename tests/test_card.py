@@ -99,9 +99,12 @@ def test_fine_tuned_card_speaks_of_its_own_figures(results, tmp_path):
         "base": "user/ser-base",
         "labels": ["no", "yes"],
         "num_train_clips": 40,
-        "num_validation_clips": 10,
+        "num_validation_clips": 60,
         "split": "by speaker",
-        "validation": {"uar": 0.75, "accuracy": 0.8, "macro_f1": 0.7},
+        "validation": {
+            **{"uar": 0.75, "accuracy": 0.8, "macro_f1": 0.7},
+            "intervals": {"uar": [0.6214, 0.861], "accuracy": [0.6822, 0.8817]},
+        },
     }
     run = {**RUN, "recipe": {**RUN["recipe"], "name": "mine"}, "fine_tuning": fine_tuning}
     found = write(tmp_path, run, ["no", "yes"])
@@ -111,7 +114,12 @@ def test_fine_tuned_card_speaks_of_its_own_figures(results, tmp_path):
     assert found.data.base_model == "user/ser-base"
     text = " ".join(found.text.split())
     assert "which of 2 labels it hears: no, yes" in text and "speakers that it was not trained on: UAR 75.0 %" in text
+    assert "On 60 recordings" in text and "UAR 75.0 % (95 % confidence: 62 to 86 %), accuracy 80.0 % (" in text
     assert "On people never heard" not in text  # RAVDESS's figures are not this model's
+    fine_tuning["num_validation_clips"] = 4
+    assert write(tmp_path, run, ["no", "yes"]).data.eval_results is None  # the Hub would show no interval
+    del fine_tuning["validation"]["intervals"]  # as of older runs
+    assert "UAR 75.0 %, accuracy 80.0 %." in write(tmp_path, run, ["no", "yes"]).text
 
 
 def test_is_what_the_hub_library_accepts(results, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The exported graph under onnxruntime answers as the extractor and the network do."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -65,7 +66,7 @@ def test_says_what_it_needs(exported):
     session = open_session(exported)
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["labels"]) == list(load_pipeline().model.config.id2label.values())
-    assert about["sampling_rate"] == "16000"
+    assert about["sampling_rate"] == "16000" and json.loads(about["voice_only"]) is True
     assert (float(about["window_s"]), float(about["silence_peak"])) == (WINDOW_S, SILENCE_PEAK)
     assert [i.shape for i in session.get_inputs()] == [["batch", "num_samples"], ["batch"]]
 
@@ -116,11 +117,11 @@ def test_refuses_features_that_a_graph_cannot_hear(tmp_path):
         export(str(tmp_path), tmp_path / "model.onnx")
 
 
-def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):
+def test_refuses_what_it_does_not_know(exported, tmp_path, capsys, monkeypatch):
     class OtherNetwork(SerForAudioClassification):
         pass
 
-    (tmp_path / "model.onnx").write_text("the last one")
+    shutil.copy(exported, tmp_path / "model.onnx")
     arguments = ["--output", str(tmp_path / "model.onnx")]
     assert main(["--checkpoint", str(tmp_path), *arguments]) == 1
     assert "config.json is missing" in capsys.readouterr().err
@@ -138,7 +139,7 @@ def test_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "probabilities differ from the network's" in error and "does what the graph does not know" in error
-    assert (tmp_path / "model.onnx").read_text() == "the last one"
+    assert (tmp_path / "model.onnx").read_bytes() == exported.read_bytes()
     assert sorted(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
 
 
@@ -152,6 +153,14 @@ def test_refuses_a_graph_that_does_not_run_or_that_eight_bits_spoil(tmp_path, ca
     error = capsys.readouterr().err
     assert "ONNX Runtime cannot run the graph" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_replaces_no_graph_but_its_own(tmp_path, capsys):
+    for name, content in (("text", b"no graph"), ("other", onnx.ModelProto(producer_name="mine").SerializeToString())):
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        assert main(["--output", str(tmp_path / f"{name}.onnx")]) == 1
+        assert "exists and is no result of this command" in capsys.readouterr().err
+        assert (tmp_path / f"{name}.onnx").read_bytes() == content
 
 
 def test_output_that_cannot_be_written(tmp_path, capsys):

@@ -19,7 +19,8 @@ from tests.conftest import ROOT, make_ravdess, make_voice
 from tests.fuzz import make_recording
 from tests.hub_server import TOKEN, serve
 from tests.test_push import make_checkpoint
-from train import push, train
+from train import finetune, push, train
+from train.recipe import load_recipe
 
 HOUR_S = 3600
 # What a stranger has: neither torchaudio nor any program on the PATH, so no ffmpeg. Found before anything is imported.
@@ -211,6 +212,16 @@ def test_our_own_loader_takes_a_revision_and_runs_no_code_of_the_hub(hub, pushed
     assert "\n" not in str(caught.value)
 
 
+def test_fine_tuning_finds_the_augmentation_of_what_is_on_the_hub(hub, pushed, tmp_path):
+    folder = Path(load_pipeline("user/ser-base").model.name_or_path)
+    assert finetune.own_augmentation("user/ser-base", folder) == load_recipe("ser-base").augmentation
+    bare = {**hub.repos["models/user/ser-base"][-1], "oid": "b" * 40}
+    bare["files"] = {path: content for path, content in bare["files"].items() if path != "run.json"}
+    hub.repos["models/user/bare"] = [bare]
+    folder = Path(load_pipeline("user/bare").model.name_or_path)
+    assert finetune.own_augmentation("user/bare", folder) is None
+
+
 @pytest.mark.parametrize("model", ["user/ser-base", "ser-base", "user/a b@main", "@main"])
 def test_a_demo_follows_no_moving_target(monkeypatch, model):
     monkeypatch.setenv("SER_MODEL", model)
@@ -240,10 +251,11 @@ with torch.no_grad():
         classifier.weight += torch.randn_like(classifier.weight)
 waveform = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
 before = model.eval()(**extractor(waveform, sampling_rate=16000, return_tensors="pt")).logits[0].softmax(-1).tolist()
+model.config.voice_only = False
 model.push_to_hub("user/tuned")
 extractor.push_to_hub("user/tuned")
 classifier = pipeline("audio-classification", model="user/tuned", trust_remote_code=True)
-scores = {answer["label"]: answer["score"] for answer in classifier(waveform, voice_only=False)}
+scores = {answer["label"]: answer["score"] for answer in classifier(waveform)}  # noise
 after = [scores[label] for _, label in sorted(model.config.id2label.items())]
 print(json.dumps([before, after, type(classifier).__name__]))
 """,

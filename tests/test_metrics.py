@@ -6,6 +6,7 @@ from train.metrics import (
     confusion,
     expected_calibration_error,
     fit_temperature,
+    intervals,
     per_class,
     reliability,
     scores,
@@ -62,3 +63,25 @@ def test_temperature_makes_confidence_right():
     boasting = truth**2 / (truth**2).sum(1, keepdims=True)
     assert fit_temperature(boasting, references) == pytest.approx(2, rel=0.1)
     assert fit_temperature(truth / truth.sum(1, keepdims=True), references) == pytest.approx(1, rel=0.1)
+
+
+def test_intervals_of_few_clips_are_wide():
+    all_right = intervals(np.eye(2)[[0, 0, 1, 1]], np.array([0, 0, 1, 1]))
+    assert all_right["accuracy"] == pytest.approx([0.510, 1], abs=1e-3)  # Wilson's of 4 in 4
+    assert all_right["uar"] == pytest.approx([1 - (1 - 0.342) / np.sqrt(2), 1], abs=1e-3)  # of 2 in 2, twice
+    one_label = intervals(np.eye(2)[[0] * 9 + [1]], np.zeros(10, int))
+    assert one_label["uar"] == pytest.approx(one_label["accuracy"]) == pytest.approx([0.596, 0.982], abs=1e-3)
+    many = intervals(np.eye(2)[[0] * 900 + [1] * 100], np.array([0, 1] * 500))
+    assert many["accuracy"][1] - many["accuracy"][0] < 0.07
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of four labels with six clips each, and recalls of 0.9, 0.7, 0.5 and 0.3."""
+    generator, references = np.random.default_rng(0), np.repeat(np.arange(4), 6)
+    rates = np.repeat([0.9, 0.7, 0.5, 0.3], 6)
+    held = 0
+    for _ in range(400):
+        heard = np.where(generator.random(24) < rates, references, (references + 1) % 4)
+        low, high = intervals(np.eye(4)[heard], references)["uar"]
+        held += low <= 0.6 <= high
+    assert held / 400 > 0.93

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from transformers import Trainer, TrainingArguments
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification, SerModel
 from ser_model.configuration_ser import EMOTIONS
 from ser_model.descriptors_ser import cosines
-from ser_model.encoders_ser import ENCODERS, SerBiLSTM
+from ser_model.encoders_ser import ENCODERS, SerBatchNorm1d, SerBatchNorm2d, SerBiLSTM
 from tests.conftest import make_voice
 
 
@@ -313,3 +314,58 @@ def test_returns_tuples_on_request(tiny_model, batch):
     assert len(attentions) == len(weights)
     assert pooled.shape[1] == sum(tiny_model.ser.pooled_sizes)
     assert states.shape[0] == 4
+
+
+@pytest.mark.parametrize("num_frames", [40, 1])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_learns_from_one_clip(encoder, num_frames):
+    torch.manual_seed(0)
+    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "num_statistics": [2, 3, 6], "num_lags": 8}
+    model = SerForAudioClassification(SerConfig(encoder=encoder, num_cepstra=0, **sizes)).train()
+    inputs = {"input_features": torch.randn(1, num_frames, 64), "statistics": torch.randn(1, 5, 6)}
+    model(**inputs, labels=torch.tensor([2])).loss.backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+    assert any(weight.grad is not None and weight.grad.any() for weight in model.ser.parameters())
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "size"),
+    [(SerBatchNorm1d, torch.nn.BatchNorm1d, (4, 3)), (SerBatchNorm2d, torch.nn.BatchNorm2d, (1, 3, 5, 2))],
+)
+def test_batch_normalisation_is_torchs_but_for_one_value_a_channel(ours, theirs, size):
+    torch.manual_seed(0)
+    ours, theirs = ours(3), theirs(3)
+    for _ in range(2):
+        batch = 2 + 3 * torch.randn(size)
+        torch.testing.assert_close(ours(batch), theirs(batch))
+    before = ours.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    one = batch[:1, :, :1, :1] if batch.ndim == 4 else batch[:1]
+    learnt = ours(one)
+    torch.testing.assert_close(ours.state_dict(), before)  # one value says nothing of the spread
+    torch.testing.assert_close(ours.eval()(one), learnt)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours(batch), theirs.eval()(batch))
+
+
+def test_a_stock_trainer_may_end_with_a_batch_of_one_clip(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"conv_channels": 8, "lstm_hidden_size": 8, "num_statistics": [2, 3, 6], "hidden_size": 8}
+    model = SerForAudioClassification(SerConfig(num_cepstra=20, **sizes))
+    clips = [
+        {"input_features": torch.randn(30, 64), "statistics": torch.randn(5, 6), "labels": label} for label in (0, 1, 2)
+    ]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        num_train_epochs=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+    )
+    done = Trainer(model=model, args=arguments, train_dataset=clips).train()
+    assert done.global_step == 4 and math.isfinite(done.training_loss)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -112,6 +112,20 @@ def test_what_is_no_voice_is_refused_unless_asked_for(classifier, tiny_model, ex
         indifferent(0 * sound)
 
 
+@pytest.mark.parametrize("sound_only", [True, False])
+def test_a_network_that_was_taught_what_is_no_voice_answers_it(tiny_model, extractor, tmp_path, sound_only):
+    tiny_model.config.voice_only, tiny_model.config.sound_only = False, sound_only
+    SerPipeline(model=tiny_model, feature_extractor=extractor, task="audio-classification").save_pretrained(tmp_path)
+    noise, silence = make_no_voice("white noise", 4.0), np.zeros(4 * 16000, np.float32)
+    taught = load_pipeline(str(tmp_path))
+    windows = taught(np.concatenate([noise, silence]), timeline=True)["windows"]
+    assert [window["label"] is None for window in windows] == [False, sound_only]
+    with pytest.raises(NoVoiceError):
+        taught(noise, voice_only=True)
+    with pytest.raises(NoVoiceError):
+        load_pipeline(str(tmp_path), voice_only=True)(noise)
+
+
 def test_noise_between_voices_does_not_count(classifier):
     first, noise, last = make_voice(4.0), make_no_voice("white noise", 8.0), make_voice(5.0, seed=1)
     answer = classifier(np.concatenate([first, noise, last]), timeline=True)

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import Counter
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -23,7 +25,7 @@ from tests.conftest import ROOT, make_ravdess, make_voice
 from train import evaluate, report
 from train.augment import BatchAugmentation, change, change_speed
 from train.corpus import load_rows
-from train.features import FeatureDataset, clip_features, collate, extract_features, fit_normalization
+from train.features import CacheError, FeatureDataset, clip_features, collate, extract_features, fit_normalization
 from train.features import main as features_main
 from train.ravdess import FOLDS, load_ravdess
 from train.recipe import Augmentation, Training, Variant, available, load_recipe
@@ -161,6 +163,66 @@ def test_features_are_computed_once(ravdess, extractor, monkeypatch):
     )
     extract_features(data, extractor, **kwargs)
     assert len(calls) == 6 * len(data)  # other code computes anew what the cache holds of the old
+
+
+@pytest.fixture
+def cached(ravdess, tmp_path, monkeypatch):
+    """The cache's entry of some clips, how to read it, and what has been computed."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = load_ravdess(ravdess, allow_incomplete=True)
+    extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=112, n_fft=768, statistics=True)
+    read = functools.partial(extract_features, data, extractor, variants=(), data_fingerprint="damaged")
+    expected = read()[Variant()]
+    (entry,) = (tmp_path / "cache").rglob("*.arrow")
+    calls = []
+    compute = extract_features.__globals__["_extract_one"]
+    monkeypatch.setitem(
+        extract_features.__globals__,
+        "_extract_one",
+        lambda *args, **options: calls.append(1) or compute(*args, **options),
+    )
+    return entry, read, expected, calls
+
+
+def damages(content: bytes) -> dict[str, bytes]:
+    middle = len(content) // 2
+    return {
+        "empty": b"",
+        "other": b"no Arrow at all" * 100,
+        "begins with zeros": bytes(64) + content[64:],
+        "cut short": content[:middle],
+        "a few bytes are others": content[:middle] + bytes(b ^ 0xFF for b in content[middle : middle + 16]) + content[middle + 16 :],
+    }  # fmt: skip
+
+
+def test_damaged_features_are_computed_anew(cached):
+    entry, read, expected, calls = cached
+    content = entry.read_bytes()
+    for damage, damaged in {**damages(content), "as it was": content}.items():
+        entry.unlink()  # which leaves what has been read as it is
+        entry.write_bytes(damaged)
+        calls.clear()
+        for clip, other in zip(read()[Variant()], expected, strict=True):
+            for name in other:
+                np.testing.assert_array_equal(clip[name], other[name])
+        assert len(calls) == (0 if damage == "as it was" else len(expected)), damage
+        assert entry.read_bytes() == content
+    assert not list(entry.parent.glob("tmp*"))
+
+
+def test_a_full_disk_is_named(cached):
+    entry, read, expected, _ = cached
+    entry.unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+        with pytest.raises(CacheError, match="could not be written .*: make room there") as caught:
+            read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(entry.parent) in str(caught.value)
+    assert not list(entry.parent.glob("tmp*")) and not entry.exists()
+    assert len(read()[Variant()]) == len(expected)
 
 
 def test_other_statistics_are_computed_anew(ravdess, monkeypatch):
@@ -361,6 +423,37 @@ def start_long_training(recipe_file, ravdess, output) -> subprocess.Popen:
     return process
 
 
+def test_second_training_into_the_same_folder_is_refused_at_once(ravdess, recipe_file, tmp_path, capsys):
+    output = tmp_path / "out"
+    options = {"data_dir": str(ravdess), "allow_incomplete": True, "quiet": True}
+    seen = []
+
+    def train_another(*arguments, **options):
+        for source in ("/nowhere", str(ravdess)):  # whatever else is wrong with it
+            assert main([*command(recipe_file, source, output), "--seed", "1"]) == 1
+            seen.append(capsys.readouterr().err)
+        return make_trainer(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_trainer = train.__globals__["make_trainer"]
+        patch.setitem(train.__globals__, "make_trainer", train_another)
+        train(load_recipe(str(recipe_file)), output, **options)
+    assert seen == [f"error: Another training is writing {output}: wait for it, or choose another --output.\n"] * 2
+    assert (output / "run.json").exists() and not (output / "checkpoints").exists()
+
+
+def test_training_that_cannot_begin_leaves_nothing(recipe_file, tmp_path):
+    assert main(command(recipe_file, "/nowhere", tmp_path / "out")) == 1
+    assert list(tmp_path.iterdir()) == [recipe_file]
+
+
+def test_checkpoint_goes_into_a_folder_of_its_own(ravdess, recipe_file, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert main(command(recipe_file, ravdess, tmp_path)) == 1
+    assert f"{tmp_path} holds other files" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_killed_training_goes_on_as_if_it_had_not_been(ravdess, recipe_file, tmp_path):
     output = tmp_path / "out"
@@ -431,11 +524,12 @@ def test_writes_tensorboard_events(ravdess, recipe_file, tmp_path):
     assert list((tmp_path / "out/tensorboard").glob("events.*"))
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["CSV", "parquet"])
 def test_exports_features(ravdess, recipe_file, tmp_path, suffix, extractor):
     path = tmp_path / f"features.{suffix}"
-    assert features_main(command(recipe_file, ravdess, path)) == 0
-    table = getattr(pandas, f"read_{suffix}")(path)
+    for _ in range(2):  # an earlier result may be replaced
+        assert features_main(command(recipe_file, ravdess, path)) == 0
+    table = getattr(pandas, f"read_{suffix.lower()}")(path)
     clip = table[table["clip"] == "03-01-05-01-01-01-07"]
     assert clip["emotion"].unique() == ["angry"] and clip["actor"].unique() == [7]
     waveform, _ = soundfile.read(ravdess / "Actor_07/03-01-05-01-01-01-07.wav", dtype="float32")
@@ -471,7 +565,8 @@ def test_evaluates_and_writes_the_result(ravdess, recipe_file, tmp_path, capsys,
     arguments = command(
         recipe_file, ravdess, output, "--protocol", protocol, "--runs", tmp_path / "runs", "--jobs", "1"
     )
-    assert evaluate.main([*arguments, "--condition", "gain -20 dB", "--condition", "offset of 50 %"]) == 0
+    for _ in range(2):  # the second reads the runs, and replaces the result
+        assert evaluate.main([*arguments, "--condition", "gain -20 dB", "--condition", "offset of 50 %"]) == 0
     assert "UAR" in capsys.readouterr().out
     result = json.loads(output.read_text())
     folds = FOLDS if protocol == "speaker-independent" else {1: range(1, 25)}

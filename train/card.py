@@ -22,6 +22,7 @@ NETWORKS = {
     "conv1d": "descriptors averaged over time → CNN",
 }
 OWN = "recordings of its author's own"
+MIN_CLIPS = 50  # of fewer, figures without an interval, as the Hub shows them, say too little
 METRIC_TYPES = {"uar": "recall", "accuracy": "accuracy", "macro_f1": "f1"}  # the Hub's own names
 
 TEMPLATE = """---
@@ -50,9 +51,13 @@ classifier(waveform)                        # mono, {{ sampling_rate }} Hz
 classifier("call.mp3", timeline=True)       # also the answer for every few seconds
 ```
 
+{% if fine_tuning.any_sound -%}
+Any sound has an answer, voice or not, as some labels are for what is no voice; `voice_only=True` refuses it.
+{%- else -%}
 A recording without a voice has no emotion and is refused; in a timeline such windows have none. That is for Silero's voice
 detector to say: after `pip install silero-vad`; without it only silence is refused. `voice_only=False` asks for an answer
 all the same.
+{%- endif %}
 
 `trust_remote_code=True` runs the few Python files beside the weights: read them first, and pin what you have read with
 `revision=` and the commit. The weights are safetensors, and nothing is fetched from the network while it listens.
@@ -118,7 +123,7 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         speakers=" and ".join([_speakers(corpus, recipe["vocal_channels"]) for corpus in learnt] + own),
         licences=" and ".join([f"{corpus.title} ({corpus.license})" for corpus in learnt] + own),
         figures=_fine_tuned_figures(fine_tuning) if fine_tuning else _figures(results, elsewhere),
-        fine_tuning=fine_tuning,
+        fine_tuning=fine_tuning or {},
         sampling_rate=sampling_rate,
         seed=run["seed"],
         num_epochs=recipe["training"]["num_epochs"],
@@ -166,7 +171,9 @@ def _metadata(
 
 def _eval_results(results: dict[str, dict], elsewhere: list[dict], fine_tuning: dict | None) -> list[EvalResult]:
     """The figures as the Hub's `model-index` wants them, in per cent."""
-    if fine_tuning:
+    if fine_tuning and fine_tuning["num_validation_clips"] < MIN_CLIPS:
+        sources = []
+    elif fine_tuning:
         sources = [("own recordings", "own", fine_tuning["split"], fine_tuning["validation"])]
     else:
         sources = [
@@ -198,14 +205,22 @@ def _heard(result: dict) -> str:
 
 
 def _fine_tuned_figures(fine_tuning: dict) -> str:
-    measured = fine_tuning["validation"]
-    values = ", ".join(f"{title} {100 * measured[name]:.1f} %" for name, title in MEASURES.items())
-    heard = (
-        "of speakers that it was not trained on"
-        if fine_tuning["split"] == "by speaker"
-        else "kept out at random, whose speakers it may have been trained on"
-    )
+    values = ", ".join(figures_with_intervals(fine_tuning["validation"]))
+    heard = {
+        "by speaker": "of speakers that it was not trained on",
+        "by folder": "of the data's own split, whose speakers it may have been trained on",
+    }.get(fine_tuning["split"], "kept out at random, whose speakers it may have been trained on")
     return f"On {fine_tuning['num_validation_clips']} recordings {heard}: {values}."
+
+
+def figures_with_intervals(figures: dict) -> list[str]:
+    """UAR and accuracy of `metrics.scores`, each with its interval of `metrics.intervals`, which older runs lack."""
+    told = []
+    for name in ("uar", "accuracy"):
+        low_high = figures.get("intervals", {}).get(name)
+        interval = " (95 % confidence: {:.0f} to {:.0f} %)".format(*(100 * x for x in low_high)) if low_high else ""
+        told.append(f"{MEASURES[name]} {100 * figures[name]:.1f} %{interval}")
+    return told
 
 
 def _figures(results: dict[str, dict], elsewhere: list[dict]) -> str:

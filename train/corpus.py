@@ -320,23 +320,34 @@ def read_csv(file: Path) -> list[dict]:
     """
     if not file.is_file():
         raise DataError(f"{file} does not exist: give a CSV file of path and label.")
+    return csv_clips(file, *read_table(file))
+
+
+def read_table(file: Path) -> tuple[list[str], list[dict]]:
+    """A CSV file's columns and rows."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             reader = csv.DictReader(opened)
-            rows, columns = list(reader), reader.fieldnames or []
+            rows = list(reader)
+            return list(reader.fieldnames or []), rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is neither a folder nor a CSV file of path and label: {error}.") from error
-    if missing := {"path", "label"} - set(columns):
+
+
+def csv_clips(file: Path, columns: list[str], rows: list[dict]) -> list[dict]:
+    """As `read_csv`, of what `read_table` gives of `file`."""
+    path = "file_name" if "file_name" in columns and "path" not in columns else "path"  # the former in AudioFolder
+    if missing := {path, "label"} - set(columns):
         raise DataError(
             f"{file} has no column {' or '.join(sorted(missing))}: its first line must name path and label."
         )
-    wanted = [name for name in ("path", "label", "speaker") if name in columns]
+    wanted = [name for name in (path, "label", "speaker") if name in columns]
     clips = []
     for number, row in enumerate(rows, 2):
         if empty := [name for name in wanted if not (row[name] or "").strip()]:
             raise DataError(f"{file}, row {number}: {' and '.join(empty)} is empty.")
         clip = {name: (row[name] or "").strip() for name in columns}
-        clip["path"] = str(file.parent / clip["path"])
+        clip["path"] = str(file.parent / clip.pop(path))
         if not Path(clip["path"]).is_file():
             raise DataError(f"{file}, row {number}: {clip['path']} does not exist.")
         clips.append(clip)
@@ -388,7 +399,7 @@ def fingerprints(rows: list[dict]) -> dict[str, str]:
     for row in rows:
         digest = digests.setdefault(row["corpus"], hashlib.sha256())
         path = Path(row["path"])
-        digest.update(path.name.encode() + row.get("label", "").encode())
+        digest.update(os.fsencode(path.name) + row.get("label", "").encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return {name: digest.hexdigest() for name, digest in digests.items()}
 

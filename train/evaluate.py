@@ -13,13 +13,14 @@ import tqdm
 
 from ser_model.audio import AudioError
 from ser_model.pretrained import available
+from ser_model.results import is_stream, output_file
 
 from . import corpus as corpora
 from . import other_corpus
 from . import recipe as recipes
 from .conditions import CONDITIONS, mean_over_runs, score_conditions
 from .ravdess import FOLDS
-from .report import print_result, result_path, summarise, write_result
+from .report import check_result_path, print_result, result_path, summarise, write_result
 from .train import PROTOCOLS, explain, train, use_one_thread
 from .trainer import RunError
 
@@ -133,7 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="also score the clips as they sound outside the studio; may be given several times",
     )
     corpora.add_data_option(parser)
-    parser.add_argument("--output", help="result file (default: train/results/RECIPE.PROTOCOL.json)")
+    parser.add_argument(
+        "--output", type=output_file(".json"), help="result file (default: train/results/RECIPE.PROTOCOL.json)"
+    )
     parser.add_argument("--runs", default="runs", help="folder for the folds' networks (default: %(default)s)")
     parser.add_argument("--seed", default="0", help="or several, as in 0,1,2, and the mean over them")
     parser.add_argument(
@@ -153,6 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _score_other_corpus(options)
         if options.condition and options.protocol == "leaky-split":
             raise ValueError("--condition is not for leaky-split, whose test clips are variants of each other already.")
+        if options.output is not None:
+            check_result_path(options.output)
         recipe = recipes.load_recipe(options.recipe)
         folds = _parse_folds(options.folds, options.protocol)
         seeds = _parse_numbers(options.seed, "--seed", "whole numbers")
@@ -201,7 +206,8 @@ def _score_other_corpus(options: argparse.Namespace) -> int:
 def _write(result: dict, path: str | Path | None) -> None:
     if path is not None:
         write_result(result, path := Path(path))
-        print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
+        if not is_stream(path):
+            print(f"\nWritten: {path} and {path.with_suffix('.png').name}")
 
 
 def _command(options: argparse.Namespace) -> str:

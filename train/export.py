@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ser_model import SerFeatureExtractor, SerForAudioClassification, SerPipeline
 from ser_model.pipeline_ser import EDGE_SIZE, SILENCE_PEAK, window_sizes
 from ser_model.pretrained import DEFAULT, load_pipeline
-from ser_model.results import write_whole
+from ser_model.results import check_output, is_stream, output_file, write_whole
 from ser_model.speech_ser import remove_rumble
 from ser_model.voice import CHUNK_SIZE, CONTEXT_SIZE, VoiceDetector, load_detector
 
@@ -27,8 +27,8 @@ try:
     import onnx
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
-except ImportError as error:
-    raise ImportError("Exporting needs two packages: pip install -r requirements-export.txt") from error
+except ImportError:
+    onnx = None  # see `check_packages`
 
 OPSET = 17  # the first that has STFT
 # In probability; some statistics count rises and peaks, of which a rounding error may make one more or less.
@@ -41,6 +41,15 @@ NETWORK = "network"  # how the names of the network's nodes begin: those of the 
 
 class ExportError(ValueError):
     """Why a checkpoint is not exported, in one sentence."""
+
+
+def check_packages() -> None:
+    """
+    Raises:
+        `ExportError`: those that exporting needs are not installed.
+    """
+    if onnx is None:
+        raise ExportError("Exporting needs two more packages: pip install -r requirements-export.txt")
 
 
 class WaveformClassifier(nn.Module):
@@ -145,8 +154,9 @@ def export_voice_detector(output: Path) -> bool:
 def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     """
     Writes the graph: `waveform` (batch, num_samples) and `lengths` (batch,) to `probabilities` (batch, num_labels), as in
-    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), and how `SerPipeline` uses it: `window_settings`, and
-    `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`).
+    `WaveformClassifier`. Its metadata hold `labels` (a JSON list), and how `SerPipeline` uses it: `window_settings`,
+    `voice_only`, and `silence_peak` and `edge_size`, by which a window is silent (see `pipeline_ser.is_silent`); with a peak
+    of 0 none is.
 
     Args:
         checkpoint: As of `load_pipeline`.
@@ -156,6 +166,7 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
         `ExportError`: an extractor or a network that this graph does not stand for.
         `OSError`, `ValueError`: the checkpoint cannot be loaded, or the output not be written.
     """
+    check_packages()
     classifier = load_pipeline(checkpoint)
     extractor, network = classifier.feature_extractor, classifier.model
     for part, known in ((extractor, SerFeatureExtractor), (network, SerForAudioClassification)):
@@ -168,7 +179,8 @@ def export(checkpoint: str, output: Path, *, int8: bool = False) -> None:
     settings = {
         "labels": json.dumps(list(network.config.id2label.values())),
         **window_settings(extractor),
-        "silence_peak": str(SILENCE_PEAK),
+        "voice_only": json.dumps(network.config.voice_only),
+        "silence_peak": str(SILENCE_PEAK if network.config.sound_only else 0.0),
         "edge_size": str(EDGE_SIZE),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +274,7 @@ def _check(classifier: SerPipeline, path: Path, checkpoint: str, *, int8: bool =
         )
 
 
-def _quantize(path: Path) -> onnx.ModelProto:
+def _quantize(path: Path) -> "onnx.ModelProto":
     names = [node.name for node in onnx.load(path).graph.node if node.name.startswith(f"/{NETWORK}/")]
     names += [f"{name}_MatMul" for name in names if name.endswith("Gemm")]  # what the quantiser makes of them first
     quantized = path.with_name("int8.onnx")
@@ -278,7 +290,7 @@ def _quantize(path: Path) -> onnx.ModelProto:
     return onnx.load(quantized)
 
 
-def _shorten_names(graph: onnx.GraphProto) -> None:
+def _shorten_names(graph: "onnx.GraphProto") -> None:
     """Numbers for what nodes pass to each other: names that say where it was computed would be a sixth of a small graph."""
     kept = {value.name for value in (*graph.input, *graph.output)} | {""}  # "" stands for an input left out
     names = [name for node in graph.node for name in (*node.input, *node.output)]
@@ -292,14 +304,22 @@ def _shorten_names(graph: onnx.GraphProto) -> None:
     graph.ClearField("value_info")
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def is_graph(path: Path) -> bool:
+    """Whether `export` wrote it."""
+    try:
+        return {"labels", "window_s"} <= {entry.key for entry in onnx.load(path).metadata_props}
+    except Exception:  # protobuf's own, of a file that is something else
+        return False
+
+
+def open_session(path: Path) -> "onnxruntime.InferenceSession":
     """An exported graph, ready to run on one thread: so small a network is slower on two."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: onnxruntime.InferenceSession, waveforms: list[np.ndarray]) -> np.ndarray:
+def run(session: "onnxruntime.InferenceSession", waveforms: list[np.ndarray]) -> np.ndarray:
     """Waveforms of any lengths, (num_samples,) each -> probabilities, (batch, num_labels)."""
     lengths = np.array([len(waveform) for waveform in waveforms])
     padded = np.zeros((len(waveforms), lengths.max()), np.float32)
@@ -315,12 +335,14 @@ def main(arguments: list[str] | None = None) -> int:
         default=DEFAULT,
         help="name of a recipe that ships, a folder, or USER/NAME on the Hub (default: %(default)s)",
     )
-    parser.add_argument("--output", required=True, help="the .onnx file")
+    parser.add_argument("--output", required=True, type=output_file(".onnx"), help="the .onnx file")
     parser.add_argument("--int8", action="store_true", help="weights of eight bits: a quarter of the size")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        check_packages()
+        check_output(options.output, is_ours=is_graph)
         export(options.checkpoint, Path(options.output), int8=options.int8)
     except OSError as error:
         name = error.filename or options.output
@@ -330,7 +352,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"Exported: {options.output} ({Path(options.output).stat().st_size / 1e6:.1f} MB)")
+    if not is_stream(options.output):
+        print(f"Exported: {options.output} ({Path(options.output).stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

@@ -5,20 +5,25 @@ Features of a dataset's clips, computed once and kept in the cache of `datasets`
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import sys
+import tempfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ser_model import SerFeatureExtractor
 from ser_model.audio import AudioError, read_audio
-from ser_model.results import whole_file
+from ser_model.results import check_output, columns_of, is_stream, output_file, whole_file
 
 from . import corpus as corpora
 from .augment import change
@@ -28,6 +33,11 @@ from .recipe import Recipe, Variant, load_recipe
 # What an extractor gives of one clip: `input_features` (num_frames, feature_size) and, if it gives them, `statistics`
 # (num_rows, num_columns), float32.
 Clip = dict[str, np.ndarray]
+CHECKSUM = "checksum"  # of a clip's features in the cache: Arrow would not notice damage
+
+
+class CacheError(ValueError):
+    """Why features cannot be kept, in one sentence."""
 
 
 def recipe_features(
@@ -59,7 +69,7 @@ def extract_features(
 ) -> dict[Variant, list[Clip]]:
     """
     Args:
-        dataset: With a column `audio` of paths.
+        dataset: With a column `audio` of paths, as text or bytes.
         variants: In which training hears the clips.
         data_fingerprint: Names the content of the clips; a change of it, of a parameter of the extractor, of the variants
             or of what the code makes of them computes the features anew, otherwise they are read from the cache.
@@ -69,37 +79,106 @@ def extract_features(
 
     Raises:
         `ser_model.audio.AudioError`: a clip cannot be read.
+        `CacheError`: the cache cannot be written.
     """
-    features = {}
-    widths = {"input_features": extractor.feature_size}
-    if extractor.statistics:
-        widths["statistics"] = extractor.num_statistics[-1]
-    columns = datasets.Features({name: datasets.Sequence(datasets.Value("float32")) for name in widths})
-    for variant in {Variant(): None, **dict.fromkeys(variants)}:
-        probe = _probe(extractor, variant)
-        settings = json.dumps([probe, data_fingerprint, extractor.to_dict(), vars(variant)], sort_keys=True)
-        fingerprint = hashlib.sha256(settings.encode()).hexdigest()[:32]
-        table = dataset.map(
-            functools.partial(_extract_one, extractor=extractor, variant=variant),
-            remove_columns=dataset.column_names,
-            features=columns,
-            new_fingerprint=fingerprint,
-            cache_file_name=str(_cache() / f"{fingerprint}.arrow"),
-            desc="Features",
-        )
-        values = [
-            [v.values.to_numpy().reshape(-1, width) for chunk in table.data.column(name).chunks for v in chunk]
-            for name, width in widths.items()
-        ]
-        features[variant] = [dict(zip(widths, clip)) for clip in zip(*values)]
+    features, chosen = {}, {Variant(): None, **dict.fromkeys(variants)}
+    with tqdm(total=len(chosen) * len(dataset), desc="Features", unit="clip", disable=None) as bar:
+        for variant in chosen:
+            settings = [_probe(extractor, variant), data_fingerprint, extractor.to_dict(), vars(variant)]
+            fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+            one = functools.partial(_extract_one, extractor=extractor, variant=variant)
+            features[variant] = _recall_or_compute(dataset, one, extractor, fingerprint, on_clip=bar.update)
+            bar.update(len(features) * len(dataset) - bar.n)
     return features
 
 
-def _cache() -> Path:
-    """Said outright, since rows in memory have no file beside which `datasets` would keep what comes of them."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "ser-features"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _recall_or_compute(
+    dataset: datasets.Dataset, one: Callable, extractor: SerFeatureExtractor, fingerprint: str, *, on_clip: Callable
+) -> list[Clip]:
+    """
+    What `one` gives of each row, kept in a place said outright, since rows in memory have no file beside which `datasets`
+    would keep what comes of them.
+    """
+    widths = {"input_features": extractor.feature_size}
+    if extractor.statistics:
+        widths["statistics"] = extractor.num_statistics[-1]
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "ser-features" / f"{fingerprint}.arrow"
+    if path.exists():
+        # What is damaged, in one of many ways, is computed and written anew.
+        with contextlib.suppress(Exception):
+            return _read_clips(datasets.Dataset.from_file(str(path)), widths, num_clips=len(dataset))
+
+    def compute(row: dict) -> dict:
+        values = one(row)
+        on_clip()
+        return values
+
+    kinds = {name: datasets.Sequence(datasets.Value("float32")) for name in widths}
+    with _writing(path) as partial, _without_bars():
+        table = dataset.map(
+            compute,
+            remove_columns=dataset.column_names,
+            features=datasets.Features({**kinds, CHECKSUM: datasets.Value("uint32")}),
+            cache_file_name=partial,
+            load_from_cache_file=False,
+            new_fingerprint=fingerprint,
+        )
+        del table  # Windows moves no file that is open
+    return _read_clips(datasets.Dataset.from_file(str(path)), widths, num_clips=len(dataset))
+
+
+def _read_clips(dataset: datasets.Dataset, widths: dict[str, int], *, num_clips: int) -> list[Clip]:
+    """
+    Raises:
+        Anything: these are not the clips that were written.
+    """
+    table = dataset.data.table
+    table.validate(full=True)  # else a wrong length would be read beyond the end
+    clips = []
+    for *values, checksum in zip(*([v for chunk in table[name].chunks for v in chunk] for name in (*widths, CHECKSUM))):
+        arrays = [v.values.to_numpy() for v in values]
+        if checksum.as_py() != _checksum(arrays):
+            raise ValueError("A clip's features are not those that were written.")
+        clips.append({name: array.reshape(-1, width) for (name, width), array in zip(widths.items(), arrays)})
+    if len(clips) != num_clips:
+        raise ValueError(f"There are {len(clips)} clips, not {num_clips}.")
+    return clips
+
+
+def _checksum(arrays: Iterable[np.ndarray]) -> int:
+    return functools.reduce(lambda checksum, array: zlib.crc32(array, checksum), arrays, 0)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[str]:
+    """
+    Where to write what is at `path` in the end. What goes wrong, a full disk first of all, becomes a `CacheError`, and leaves
+    nothing behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            yield os.path.join(folder, path.name)
+            os.replace(os.path.join(folder, path.name), path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise CacheError(
+            f"{path.parent} could not be written ({reason}): make room there, or name another place in HF_DATASETS_CACHE, "
+            "and give the same command again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without those of `datasets`, one a variant."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def clip_features(extractor: SerFeatureExtractor, waveform: np.ndarray) -> Clip:
@@ -127,9 +206,10 @@ def _probe(extractor: SerFeatureExtractor, variant: Variant) -> list:
 
 
 def _extract_one(row: dict, *, extractor: SerFeatureExtractor, variant: Variant) -> dict:
-    path, rate = row["audio"]["path"], extractor.sampling_rate
-    waveform = change(read_audio(path, rate), rate, variant, seed=zlib.crc32(Path(path).stem.encode()))
-    return {name: values.ravel() for name, values in clip_features(extractor, waveform).items()}
+    path, rate = os.fsdecode(row["audio"]["path"]), extractor.sampling_rate
+    waveform = change(read_audio(path, rate), rate, variant, seed=zlib.crc32(os.fsencode(Path(path).stem)))
+    features = {name: np.float32(values).ravel() for name, values in clip_features(extractor, waveform).items()}
+    return {**features, CHECKSUM: _checksum(features.values())}
 
 
 def fit_normalization(extractor: SerFeatureExtractor, features: dict, train_rows: np.ndarray) -> dict:
@@ -226,7 +306,7 @@ def export(
     columns |= {f"feature_{i}": column for i, column in enumerate(values.T)}
     table = datasets.Dataset.from_dict(columns)
     with whole_file(path) as partial:
-        (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(str(partial))
+        (table.to_parquet if path.suffix.lower() == ".parquet" else table.to_csv)(str(partial))
     return len(table)
 
 
@@ -234,20 +314,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.features", description="A recipe's features as a table.")
     parser.add_argument("--recipe", default="ser-base", help="name of a recipe, or a YAML file (default: %(default)s)")
     corpora.add_data_option(parser)
-    parser.add_argument("--output", required=True, help="table to write: .csv or .parquet")
+    parser.add_argument(
+        "--output", required=True, type=output_file(".csv", ".parquet"), help="table to write: .csv or .parquet"
+    )
     parser.add_argument("--allow-incomplete", action="store_true", help="accept fewer recordings than a corpus has")
     options = parser.parse_args(arguments)
     path = Path(options.output)
-    if path.suffix not in (".csv", ".parquet"):
-        parser.error(f"--output {path} must end in .csv or .parquet.")
     try:
+        check_output(options.output, is_ours=lambda found: {"clip", "frame", "feature_0"} <= set(columns_of(found)))
         recipe = load_recipe(options.recipe)
         folders = corpora.data_folders(options.data)
         num_rows = export(recipe, path, data_dir=folders, allow_incomplete=options.allow_incomplete)
     except (AudioError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{path}: {num_rows} frames.")
+    if not is_stream(path):
+        print(f"{path}: {num_rows} frames.")
     return 0
 
 

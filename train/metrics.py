@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 import scipy.optimize
 import scipy.special
+import scipy.stats
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 
@@ -38,6 +39,27 @@ def scores(probabilities: np.ndarray, references: np.ndarray) -> dict[str, float
     metric = EmotionMetric(keep_in_memory=True)
     figures = metric.compute(predictions=probabilities.argmax(1), references=references)
     return {**figures, "ece": expected_calibration_error(probabilities, references)}
+
+
+def intervals(probabilities: np.ndarray, references: np.ndarray) -> dict[str, list[float]]:
+    """
+    95 % confidence intervals of `accuracy` and `uar`, each [low, high] in [0, 1]: Wilson's (1927), and for the mean of the
+    recalls that of Zou and Donner (2008, doi:10.1002/sim.3095) from Wilson's of each.
+    """
+    correct = probabilities.argmax(1) == references
+    recalls = np.array([_wilson(correct[references == label]) for label in np.unique(references)])
+    recall, low, high = recalls.T
+    below, above = (np.linalg.norm(recall - limit) / len(recall) for limit in (low, high))
+    return {
+        "accuracy": list(_wilson(correct)[1:]),
+        "uar": [float(recall.mean() - below), float(recall.mean() + above)],
+    }
+
+
+def _wilson(correct: np.ndarray) -> tuple[float, float, float]:
+    """The share of what is true, and its interval."""
+    interval = scipy.stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
+    return float(correct.mean()), float(interval.low), float(interval.high)
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:

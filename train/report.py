@@ -4,6 +4,7 @@ Results: the folds' predictions as one file of figures, two pictures and a table
 `python -m train.report` writes them into README.md and docs/results.md.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_model.configuration_ser import EMOTIONS
-from ser_model.results import whole_file, write_whole
+from ser_model.results import check_output, is_stream, whole_file, write_whole
 
 from .corpus import told_clips
 from .metrics import confusion, fit_temperature, per_class, reliability, scores
@@ -167,11 +168,11 @@ def by_field(probabilities: np.ndarray, references: np.ndarray, values: list[str
 def write_result(result: dict, path: Path) -> None:
     """
     The JSON file and, beside it, the confusion matrix and, if something was trained, the curves as pictures; each whole or
-    not at all.
+    not at all. Beside a pipe or a device there are none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = {".png": draw_confusion} | ({".curves.png": draw_curves} if "curves" in result else {})
-    for suffix, draw in pictures.items():
+    pictures = {suffix: draw for suffix, draw in PICTURES.items() if draw is not draw_curves or "curves" in result}
+    for suffix, draw in () if is_stream(path) else pictures.items():
         with whole_file(path.with_suffix(suffix)) as partial:
             draw(result, partial)
     write_whole(path, f"{_as_json(result)}\n".encode())
@@ -186,6 +187,25 @@ def _as_json(result: dict) -> str:
     for name, content in compact.items():
         text = text.replace(f'"<{name}>"', content)
     return text
+
+
+def check_result_path(path: str) -> None:
+    """
+    Raises:
+        `ValueError`, `OSError`: as `check_output`, of the file and of the pictures beside it.
+    """
+    check_output(path, is_ours=_is_result)
+    if not is_stream(path):
+        for suffix in PICTURES:
+            # Of a picture there is no telling but by the file that it belongs to.
+            check_output(str(Path(path).with_suffix(suffix)), is_ours=lambda _: Path(path).exists())
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return {"recipe", "protocol", "confusion_matrix"} <= set(_read(path))
+    except (ValueError, TypeError):
+        return False
 
 
 def draw_confusion(result: dict, path: Path) -> None:
@@ -232,6 +252,9 @@ def draw_curves(result: dict, path: Path) -> None:
     figure.suptitle(f"{result['recipe']}, {result['protocol']}")
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+PICTURES = {".png": draw_confusion, ".curves.png": draw_curves}
 
 
 def print_result(result: dict) -> None:
@@ -441,7 +464,9 @@ def marked(name: str, content: str) -> str:
     return f"<!-- {name}: python -m train.report -->\n{content}\n<!-- end of {name} -->"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
+    parser.parse_args(arguments)
     for name, (page, write) in BLOCKS.items():
         begins, ends = marked(name, "\0").split("\n\0\n")
         before, rest = page.read_text(encoding="utf-8").split(begins)

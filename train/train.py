@@ -32,6 +32,7 @@ from .ravdess import FOLDS, split_actors
 from .trainer import (
     CHECKPOINTS,
     RunError,
+    claims_output,
     label_masks,
     last_whole_checkpoint,
     leave_processes,
@@ -90,6 +91,7 @@ def split_leak(labels: list[int], *, seed: int) -> dict:
     return {"train": train, "validation": test, "test": test}
 
 
+@claims_output
 def train(
     recipe: recipes.Recipe,
     output: Path,
@@ -126,8 +128,8 @@ def train(
         What `run.json` holds.
 
     Raises:
-        `RunError`: `output` holds another run. `DataError`, `RavdessError`, `AudioError`: something is wrong with the data,
-            or weights that learn from it may not be where they would go.
+        `RunError`: `output` holds another run or other files. `DataError`, `RavdessError`, `AudioError`: something is wrong
+            with the data, or weights that learn from it may not be where they would go.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with processes.main_process_first():  # one fills the cache

@@ -1,16 +1,20 @@
 """The Trainer of transformers, as a recipe wants it: augmentation, penalties, schedule, and checkpoints that are whole."""
 
 import contextlib
+import functools
 import gc
 import json
+import math
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch.utils.data import WeightedRandomSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
@@ -21,12 +25,56 @@ from . import recipe as recipes
 from .augment import BatchAugmentation
 from .features import collate
 from .metrics import EmotionMetric
+from .push import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 
 
 class RunError(ValueError):
     """Why a run cannot be done, in one sentence."""
+
+
+def claims_output(train):
+    """
+    For a training whose second argument is the folder to write: it raises a `RunError`, before anything else, where another
+    training is at work or other files are. A finished run is only read.
+    """
+
+    @functools.wraps(train)
+    def claimed(source, output: Path, **options):
+        processes = PartialState(cpu=not torch.accelerator.is_available())
+        if not processes.is_main_process or (output / RUN_FILE).exists():
+            return train(source, output, **options)
+        with _locked(output):
+            return train(source, output, **options)
+
+    return claimed
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    checkpoints = output / CHECKPOINTS
+    try:
+        begun = checkpoints.exists() or not output.exists()
+        if not begun and any(not name.startswith(".") for name in os.listdir(output)):
+            raise RunError(f"{output} holds other files: choose another --output, a new folder.")
+        made = [folder for folder in (checkpoints, output) if not folder.exists()]
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{output} cannot be a folder to write: {error.strerror}.") from error
+    lock = FileLock(checkpoints / "_lock", timeout=0)  # with an underscore, which the Trainer does not push
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(f"Another training is writing {output}: wait for it, or choose another --output.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what was written stays
+            for folder in made:
+                folder.rmdir()
 
 
 class SerTrainer(Trainer):
@@ -144,13 +192,15 @@ def make_trainer(
     *,
     checkpoints: Path,
     seed: int,
+    drop_last: bool = True,
     quiet: bool = False,
     hub_model_id: str | None = None,
     tensorboard: Path | None = None,
 ) -> SerTrainer:
     """
     What trains `model` on `sets["train"]`, and looks at `sets["validation"]` if there is anything in it. Event files for
-    TensorBoard go into `tensorboard`, if it is given.
+    TensorBoard go into `tensorboard`, if it is given. With `drop_last` an epoch leaves out what
+    does not fill a batch.
 
     Raises:
         `ValueError`: a schedule, or a label in `class_factors`, that there is not.
@@ -160,7 +210,7 @@ def make_trainer(
         raise ValueError("corpus_shares balances the classes as well: leave out balanced_classes and class_factors.")
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {settings.schedule!r}.")
-    learning = _learning(settings, num_clips=len(sets["train"]))
+    learning = _learning(settings, num_clips=len(sets["train"]), drop_last=drop_last)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         **learning,
@@ -209,14 +259,14 @@ def leave_processes() -> None:
     PartialState().destroy_process_group()
 
 
-def _learning(settings: recipes.Training, *, num_clips: int) -> dict:
+def _learning(settings: recipes.Training, *, num_clips: int, drop_last: bool) -> dict:
     """Batches, epochs and rates."""
     batch_size = min(settings.batch_size, max(2, num_clips))
     return {
         "num_train_epochs": settings.num_epochs,
         "per_device_train_batch_size": batch_size,
         "per_device_eval_batch_size": 64,
-        "dataloader_drop_last": num_clips > batch_size,  # a clip alone would break batch normalisation
+        "dataloader_drop_last": drop_last and num_clips > batch_size,
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "warmup_steps": settings.warmup,
@@ -232,7 +282,8 @@ def _looking(settings: recipes.Training, sets: dict, *, learning: dict) -> dict:
         return {**each_epoch, "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
     # With validation clips there is a curve to look at; nothing is chosen by it while training. Checkpoints are ten, where
     # an epoch ends: there a resumed run draws the same random numbers as one that was not stopped.
-    steps_per_epoch = max(1, len(sets["train"]) // learning["per_device_train_batch_size"])
+    num_batches = len(sets["train"]) / learning["per_device_train_batch_size"]
+    steps_per_epoch = math.floor(num_batches) if learning["dataloader_drop_last"] else math.ceil(num_batches)
     return {
         "eval_strategy": "steps" if len(sets["validation"]) else "no",
         "eval_steps": 0.1,

@@ -18,7 +18,7 @@ from ser_model import voice
 from ser_model.audio import MIN_DURATION_S
 from ser_model.pretrained import DEFAULT, available
 from ser_model.results import write_whole
-from train.export import export, export_voice_detector, open_session
+from train.export import check_packages, export, export_voice_detector, open_session
 
 FOLDER = Path(__file__).parent / "assets"
 RUNTIME = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
@@ -77,7 +77,7 @@ def write_model(folder: Path, checkpoint: str = DEFAULT) -> None:
     if elsewhere := [result for name, result in measured.items() if name.startswith(ANOTHER)]:
         worst = min(elsewhere, key=lambda result: result["mean"]["uar"])
         about["elsewhere"] = {"uar": worst["mean"]["uar"], "num_emotions": len(worst["labels"])}
-    if export_voice_detector(folder / "voice.onnx"):
+    if about["voice_only"] and export_voice_detector(folder / "voice.onnx"):
         about["voice"] = {
             "sampling_rate": voice.RATE_HZ,
             "chunk_size": voice.CHUNK_SIZE,
@@ -99,8 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    FOLDER.mkdir(exist_ok=True)
     try:
+        check_packages()
+        FOLDER.mkdir(exist_ok=True)
         write_runtime(FOLDER)
         write_model(FOLDER, options.checkpoint)
     except (OSError, ValueError) as error:

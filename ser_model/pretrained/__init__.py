@@ -43,7 +43,7 @@ def default_model() -> str:
     return model
 
 
-def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool = True) -> SerPipeline:
+def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool | None = None) -> SerPipeline:
     """
     The classifier for a checkpoint.
 
@@ -51,7 +51,7 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool
         model: Name of a checkpoint that ships (`available()`), a folder, or `USER/NAME` or `USER/NAME@REVISION` on the
             Hub. Only the last two read the network, and only for what is not in the cache; no code is loaded from it.
         device: `"cpu"` or `"cuda"`.
-        voice_only: Whether sounds without a voice have no answer (see `SerPipeline`).
+        voice_only: Whether sounds without a voice have no answer (see `SerPipeline`); left out, as the checkpoint says.
 
     Raises:
         `OSError`: there is no such checkpoint, or a file of it cannot be read.

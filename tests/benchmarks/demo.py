@@ -11,15 +11,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
-from playwright.sync_api import Browser, sync_playwright
 
 from demo import hearing, pictures
 from ser_model.scoring import load_quietly
 from tests.conftest import ROOT, make_voice
-from tests.test_browser import CHROMIUM, microphone
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 NUM_ANSWERS = 30
 
@@ -43,7 +45,7 @@ def measure_answer(folder: Path) -> None:
     )
 
 
-def measure_page(browser: Browser, live_s: float) -> None:
+def measure_page(browser: "Browser", live_s: float) -> None:
     server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         url = next(line for line in server.stdout if "http://" in line).split()[-1]
@@ -73,6 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--live-s", type=float, default=60.0)
     options = parser.parse_args()
+    # Here, not above: how it is used can be read where there is no browser.
+    from playwright.sync_api import sync_playwright
+
+    from tests.test_browser import CHROMIUM, microphone
+
     with tempfile.TemporaryDirectory() as folder:
         measure_answer(Path(folder))
         with sync_playwright() as playwright:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ser_model.audio import read_audio
 from ser_model.pretrained import DEFAULT
+from ser_model.results import write_whole
 from ser_model.scoring import find_recordings, load_quietly
 from train.export import export, open_session, run
 
@@ -56,7 +57,7 @@ def main() -> None:
             f"{row['largest_difference']:.1e} at most, same answer on {row['same_answers']} of {len(paths)} clips"
         )
     content = {"recipe": DEFAULT, "num_clips": len(paths), **rows}
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(RESULTS, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

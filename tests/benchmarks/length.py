@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import soundfile
 
+from ser_model.results import write_whole
 from ser_model.scoring import load_quietly, score_file
 from tests.conftest import make_voice
 
@@ -87,7 +88,7 @@ def main() -> None:
                 }
             )
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1}
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_whole(RESULTS, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import psutil
 import soundfile
 
 from app import CLEAN_EVERY_S, KEEP_S
+from ser_model.results import write_whole
 from ser_model.scoring import load_quietly, score_file
 from tests.conftest import ROOT, make_voice
 
@@ -169,7 +170,7 @@ def main() -> int:
         "uploads_deleted_after_s": deleted_s and round(deleted_s),
     }
     print(json.dumps(result, indent=1))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(RESULTS, f"{json.dumps(result, indent=1)}\n".encode())
     if left and not options.no_wait:
         print(f"left behind: {', '.join(left)}", file=sys.stderr)
     fine = counts["right"] and set(counts) <= {"right", "refused", "busy"} and (options.no_wait or not left)

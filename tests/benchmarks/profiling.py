@@ -6,6 +6,7 @@ The floor is the network's operations at the rate of a large matrix product, and
 measured here.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -178,6 +179,8 @@ def profile_network(model, inputs: dict[str, torch.Tensor]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.profiling", description=__doc__)
+    parser.parse_args()
     classifier = load_quietly("ser-base")
     with tempfile.TemporaryDirectory() as folder:
         profile_pipeline(classifier, Path(folder))

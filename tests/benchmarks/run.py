@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from ser_model.results import write_whole  # noqa: E402
 from tests.benchmarks.worker import NUM_VOICES  # noqa: E402
 from tests.conftest import make_voice  # noqa: E402
 
@@ -349,13 +350,7 @@ def write_page(results: dict) -> None:
         raise SystemExit(
             "docs/benchmarks.md has no place for the table: <!-- benchmark --> and <!-- /benchmark --> are missing."
         )
-    _write(PAGE, new)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(PAGE, new.encode())
 
 
 def main() -> None:
@@ -384,7 +379,7 @@ def main() -> None:
     }
     print(f"\n{as_table(results)}\n\n{as_details(results)}\n\nMeasured in {time.monotonic() - started:.0f} s.")
     if not options.quick:
-        _write(RESULTS, json.dumps(results, indent=1) + "\n")
+        write_whole(RESULTS, f"{json.dumps(results, indent=1)}\n".encode())
         write_page(results)
 
 

@@ -26,6 +26,7 @@ import torch
 from ser_model.audio import read_audio, resample
 from ser_model.descriptors_ser import power_spectrum
 from ser_model.pipeline_ser import WINDOW_S
+from ser_model.results import write_whole
 from ser_model.scoring import load_quietly
 from ser_model.streaming import SerStream
 from ser_model.voice import NoVoiceError
@@ -171,7 +172,7 @@ def main() -> None:
     for name, value in measured.items():
         print(f"{name:<36}{value:>10g}")
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1}
-    RESULTS.write_text(json.dumps({"machine": machine, **measured}, indent=1) + "\n", encoding="utf-8")
+    write_whole(RESULTS, (json.dumps({"machine": machine, **measured}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Requests and replies are lines of JSON. Only the standard library and NumPy are 
 TensorFlow is and PyTorch is not, and so that memory and start-up are the system's own.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -84,12 +85,17 @@ def answer(system: System, request: dict) -> dict:
 
 
 def main() -> None:
-    name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.worker", description=__doc__)
+    parser.add_argument("system", help="MODULE:FUNCTION, in this folder")
+    parser.add_argument("folder", type=Path, help="where run.py has written the clips")
+    parser.add_argument("threads", type=int)
+    options = parser.parse_args()
     # Libraries print what they like to the standard output: from here on it is the standard error.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    module, _, function = name.partition(":")
-    system = getattr(importlib.import_module(f"tests.benchmarks.{module}"), function)(Clips(folder), threads)
+    module, _, function = options.system.partition(":")
+    make_system = getattr(importlib.import_module(f"tests.benchmarks.{module}"), function)
+    system = make_system(Clips(options.folder), options.threads)
     for call in system.calls.values():
         call()
     about = {
