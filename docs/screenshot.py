@@ -10,14 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import expect, sync_playwright
-
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import app  # noqa: E402
-from ser_model.pretrained import load_pipeline  # noqa: E402
-
 OUTPUT = Path(__file__).with_suffix(".png")
 SIZE, MARGIN = {"width": 1180, "height": 1400}, 8
 EXAMPLE = "a parcel in three voices"  # long enough for several windows
@@ -26,6 +19,8 @@ WAIT_MS = 60_000
 
 def take_screenshot(url: str, output: Path, chromium: str) -> None:
     """The page after it has analysed `EXAMPLE`, as a PNG file."""
+    from playwright.sync_api import expect, sync_playwright  # how this is used can be asked without it
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light", reduced_motion="reduce")
@@ -56,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chromium is None:
         print("error: no Chromium is installed: apt-get install chromium.", file=sys.stderr)
         return 1
+    sys.path.insert(0, str(ROOT))
+    import app
+    from ser_model.pretrained import load_pipeline
+
     demo = app.build_demo(load_pipeline())
     _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
     try:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SCRIPTS = ["app.py", "examples/make.py", "tests/benchmarks/run.py"]  # the others are modules
+SCRIPTS = ["app.py", "docs/screenshot.py", "examples/make.py", "tests/benchmarks/run.py"]  # the others are modules
 OPTIONAL = ["ray", "onnx", "onnxruntime", "playwright", "tensorboard", "tensorflow", "opensmile"]
 # Runs commands in forks of a process that has imported all of them once, and in which nothing optional is installed.
 PROGRAM = """
