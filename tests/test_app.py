@@ -380,7 +380,7 @@ def test_attention_lies_where_the_voice_is(classifier, steps_before, samples_aft
     padded = np.concatenate([before, voice, np.zeros(samples_after, np.float32)])
     moved = hearing.listen(classifier, padded).attention
     end = steps_before + len(alone)
-    np.testing.assert_allclose(moved[steps_before:end], alone, atol=0.25)  # silence changes where speech ends a little
+    assert np.abs(moved[steps_before:end] - alone).mean() < 0.05  # silence changes a little where speech ends
     assert not moved[:steps_before].any()
     assert not moved[end:].any()
     assert alone[alone > 0].mean() == pytest.approx(1, abs=0.05)
