@@ -1,7 +1,6 @@
 """Pictures as HTML and SVG, which follow the page's width and its light or dark colours. Numbers in, markup out."""
 
 import base64
-import csv
 import functools
 import io
 import json
@@ -12,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from ser_model import SerFeatureExtractor
+from ser_model.results import write_table
 
 from .hearing import UNSURE_BELOW, Hearing, is_unsure
 
@@ -227,9 +227,7 @@ def as_csv(records: list[dict]) -> str:
     """One row a record; the columns are all the names that occur, and `None` is an empty cell."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    write_table(file, columns, records)
     return file.getvalue()
 
 

@@ -1,43 +1,48 @@
 """`python -m ser_model`: the emotions in recordings, from the shell."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .results import FORMATS, Journal, write_results
-from .scoring import find_recordings, score_files
+from .audio import describe
+from .results import FORMATS, Journal, check_output, is_result, is_stream, output_file, write_results
+from .scoring import describe_others, find_files, score_files
 
 MAX_ERRORS_SHOWN = 10  # the others stand in the output
+ENDINGS = {"": "text", ".txt": "text", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    # A recording that is named twice is scored once.
-    paths = list(dict.fromkeys(path for given in options.input for path in find_recordings(given)))
-    if not paths:
-        return _explain(f"there is no recording in {', '.join(options.input)}.")
+    paths, others = find_files(options.input)
     try:
+        if options.output is not None:
+            check_output(options.output, is_ours=is_result, inputs=paths)
+        if others:
+            print(describe_others(others), file=sys.stderr)
+        if not paths:
+            return explain(f"there is no recording in {', '.join(map(describe, options.input))}.")
         return _run(paths, options)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # the checkpoint or the output; what is wrong with a recording stands in its result
-        name = error.filename or options.output
-        return _explain(f"{name} cannot be opened or written: {error.strerror}." if error.strerror else error)
+        name = describe(error.filename or options.output)
+        return explain(f"{name} cannot be opened or written: {error.strerror}." if error.strerror else error)
     except ValueError as error:
-        return _explain(error)
+        return explain(error)
     except KeyboardInterrupt:
-        return _explain("stopped; the same command goes on from here." if options.output else "stopped.", status=130)
+        goes_on = _journal_path(paths, options) is not None
+        return explain("stopped; the same command goes on from here." if goes_on else "stopped.", status=130)
 
 
 def _run(paths: list[str], options: argparse.Namespace) -> int:
-    if options.output and os.path.isdir(options.output):
-        raise ValueError(f"{options.output} is a folder: give --output the name of a file.")
-    path = Path(f"{options.output}.journal") if options.output and len(paths) > 1 else None
-    journal = Journal(path, {name: getattr(options, name) for name in ("model", "timeline", "any_sound")})
+    settings = {name: getattr(options, name) for name in ("model", "timeline", "any_sound")}
+    journal = Journal(_journal_path(paths, options), settings)
     try:
         _score(paths, journal, options)
         write_results(
@@ -52,15 +57,22 @@ def _run(paths: list[str], options: argparse.Namespace) -> int:
         journal.close()
     journal.delete()
     for error in failed[:MAX_ERRORS_SHOWN]:
-        _explain(error)
+        explain(error)
     if failed and len(paths) > 1:
         print(f"{len(failed)} of {len(paths)} files could not be read.", file=sys.stderr)
     return 1 if failed else 0
 
 
+def _journal_path(paths: list[str], options: argparse.Namespace) -> Path | None:
+    """Where a run of several files that writes a file keeps what it has."""
+    if options.output is None or is_stream(options.output) or len(paths) == 1:
+        return None
+    return Path(f"{options.output}.journal")
+
+
 def _score(paths: list[str], journal: Journal, options: argparse.Namespace) -> None:
     """Adds to the journal what it does not hold yet."""
-    left = [path for path in paths if path not in journal]
+    left = journal.left(paths)
     one_file = len(paths) == 1
     bar = tqdm(
         total=None if one_file else len(paths),
@@ -86,7 +98,7 @@ def _score(paths: list[str], journal: Journal, options: argparse.Namespace) -> N
                 bar.update()
 
 
-def _explain(message, *, status: int = 1) -> int:
+def explain(message, *, status: int = 1) -> int:
     print(f"error: {message}", file=sys.stderr)
     return status
 
@@ -100,20 +112,25 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="name of a recipe that ships, a folder, or USER/NAME on the Hub (default: %(default)s)",
     )
     parser.add_argument("--format", choices=FORMATS, help="(default: as the output's name ends, else text)")
-    parser.add_argument("--output", help="write there instead of to the terminal; a run that was stopped goes on")
+    parser.add_argument(
+        "--output",
+        type=output_file(*ENDINGS),
+        help="write there instead of to the terminal; a run of several files that was stopped goes on",
+    )
     parser.add_argument("--timeline", action="store_true", help="also the emotion of each few seconds")
     parser.add_argument("--any-sound", action="store_true", help="an answer for what is no voice, too")
-    parser.add_argument("--workers", type=_count, default=1, help="files scored side by side (default: %(default)s)")
+    parser.add_argument("--workers", type=count, default=1, help="files scored side by side (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(arguments)
-    ending = Path(options.output or "").suffix.lower().removeprefix(".")
-    options.format = options.format or (ending if ending in FORMATS else "text")
+    options.format = options.format or ENDINGS.get(Path(options.output or "").suffix.lower(), "text")
     if options.format == "parquet" and options.output is None:
         parser.error("Parquet is not for the terminal: give --output as well.")
+    if options.format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        parser.error("Writing Parquet needs one more package: pip install pyarrow.")
     return options
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more.")
     return int(text)

@@ -6,7 +6,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,20 +18,97 @@ if TYPE_CHECKING:
 
 # What a folder is searched for; a file that is named is opened whatever its name.
 EXTENSIONS = {
-    *(".3gp", ".aac", ".aif", ".aiff", ".amr", ".au", ".avi", ".caf", ".flac", ".m4a", ".mka", ".mkv", ".mov"),
-    *(".mp3", ".mp4", ".oga", ".ogg", ".opus", ".w64", ".wav", ".webm", ".wma"),
+    *(".3g2", ".3ga", ".3gp", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".amr", ".asf", ".au", ".avi", ".awb"),
+    *(
+        ".bwf",
+        ".caf",
+        ".eac3",
+        ".ec3",
+        ".f4a",
+        ".f4v",
+        ".flac",
+        ".flv",
+        ".m2a",
+        ".m2t",
+        ".m2ts",
+        ".m4a",
+        ".m4b",
+        ".m4r",
+    ),
+    *(
+        ".m4v",
+        ".mka",
+        ".mkv",
+        ".mov",
+        ".mp1",
+        ".mp2",
+        ".mp3",
+        ".mp4",
+        ".mpa",
+        ".mpeg",
+        ".mpg",
+        ".mpga",
+        ".mts",
+        ".nist",
+    ),
+    *(".oga", ".ogg", ".ogv", ".ogx", ".opus", ".qt", ".qta", ".rf64", ".snd", ".sph", ".spx", ".ts", ".tta", ".vob"),
+    *(".w64", ".wav", ".wave", ".weba", ".webm", ".wma", ".wmv", ".wv"),
 }
+MAX_ENDINGS_NAMED = 5
 
 
 def find_recordings(path: str) -> list[str]:
     """A folder's recordings at any depth in the order of their names, or the path itself if it is no folder."""
-    if not os.path.isdir(path):
-        return [path]
-    return sorted(
-        str(file)
-        for file in Path(path).rglob("*")
-        # A name with a dot in front is another system's note about the file that has the rest as its name.
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and not file.is_dir()
+    return find_files([path])[0]
+
+
+def find_files(given: Iterable[str]) -> tuple[list[str], list[str]]:
+    """
+    Each recording once that is named or lies in a folder that is named, linked folders within it included; and what the
+    folders hold besides. A name with a dot in front is hidden, or another system's note about the file that has the rest as
+    its name: it counts for neither.
+    """
+    recordings, others = [], []
+    for path in given:
+        if not os.path.isdir(path):
+            recordings.append(path)
+            continue
+        for file in sorted(_walk(path)):
+            (recordings if _is_named_as_recording(file) else others).append(file)
+    return list(dict.fromkeys(recordings)), list(dict.fromkeys(others))
+
+
+def _walk(folder: str) -> Iterator[str]:
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:  # a link to where it has been
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (str(Path(place, name)) for name in names if not name.startswith("."))
+
+
+def _is_named_as_recording(file: str) -> bool:
+    ending = os.path.splitext(file)[1].lower()
+    if ending != ".ts":
+        return ending in EXTENSIONS
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(1024)
+    except OSError:
+        return True  # why not is for its result to say
+    return not start or b"\0" in start  # or else it is TypeScript
+
+
+def describe_others(files: list[str]) -> str:
+    """What is said of the files in folders that `find_files` did not take for recordings."""
+    endings = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in files)
+    named = [ending if ending.isprintable() else repr(ending) for ending, _ in endings.most_common(MAX_ENDINGS_NAMED)]
+    rest = ", …" if len(endings) > MAX_ENDINGS_NAMED else ""
+    number = "1 file was" if len(files) == 1 else f"{len(files)} files were"
+    return (
+        f"{number} passed over, not named as recordings are ({', '.join(named)}{rest}): name a file to have it heard."
     )
 
 

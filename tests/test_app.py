@@ -288,6 +288,14 @@ def test_downloads_hold_every_window(classifier):
     assert rows[2]["label"] == rows[2]["sad"] == ""
 
 
+def test_a_spreadsheet_takes_no_cell_for_a_formula():
+    table = tabs._files_table(
+        [{"file": "=cmd.wav", "label": "-calm", "score": 0.5, "scores": {"-calm": 0.5}, "duration_s": -1.0}]
+    )
+    text = base64.b64decode(re.search(r"base64,([^\"]+)", table)[1]).decode()
+    assert text == "file,label,score,duration_s,'-calm\n'=cmd.wav,'-calm,0.5,-1.0,0.5\n"
+
+
 def test_figures_come_from_the_result_files(tmp_path):
     path = make_result(tmp_path)
     html = results.page(results.load_results(tmp_path), "ser-base")

@@ -1,21 +1,27 @@
+import contextlib
 import csv
 import errno
+import itertools
 import json
 import os
 import re
 import resource
+import sqlite3
+import stat
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
+import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
 
 from ser_model.__main__ import main
 from ser_model.pretrained import available, load_pipeline
+from ser_model.results import Journal
+from ser_model.scoring import score_files
 from tests.conftest import ROOT, make_no_voice, make_voice
 from tests.fuzz import KINDS, make_recording
 from tests.test_audio import BROKEN, broken_files
@@ -193,42 +199,95 @@ def many_files(folder):
 def test_killed_run_goes_on(tmp_path, capsys):
     folder, journal = many_files(tmp_path / "in"), tmp_path / "out.csv.journal"
     command = [sys.executable, "-m", "ser_model", folder, "--output", str(tmp_path / "out.csv"), "--workers", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
-        assert process.poll() is None
-        time.sleep(0.002)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = ""
+    while not re.search(r" [1-9]\d/80 ", said):
+        assert (more := process.stderr.read(1)), said
+        said += more
     workers = psutil.Process(process.pid).children()
     process.kill()
-    process.wait()
+    process.communicate()
     assert not psutil.wait_procs(workers, timeout=30)[1]
     assert not (tmp_path / "out.csv").exists()
-    with open(journal, "ab") as file:
-        file.write(b'{"path": "cut sh')
-    kept = journal.read_bytes().count(b"\n") - 1
+    with contextlib.closing(sqlite3.connect(journal)) as database:
+        [(kept,)] = database.execute("SELECT count(*) FROM results WHERE path NOT LIKE '%40.wav'")
+    assert kept >= 10
     assert main([folder, "--output", str(tmp_path / "out.csv")]) == 1
-    assert f"{kept}/80" in capsys.readouterr().err  # the progress bar starts there
+    assert f" {kept}/80 " in capsys.readouterr().err  # the progress bar starts there
     with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"{folder}/{number:02d}.wav" for number in range(80)]
     assert [row["path"] for row in rows if row["error"]] == [f"{folder}/40.wav"]
-    assert not journal.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out.csv"}
 
 
-def test_full_disk_leaves_the_previous_output(folder, tmp_path):
-    (tmp_path / "out.csv").write_text("the last run's\n")
+def stop_after(count, monkeypatch):
+    """The command is interrupted once it has so many results."""
+
+    def stopped(*arguments, **options):
+        yield from itertools.islice(score_files(*arguments, **options), count)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ser_model.__main__.score_files", stopped)
+
+
+def test_what_has_changed_since_a_run_was_stopped_is_heard_again(folder, tmp_path, capsys):
+    def run(output):
+        main([str(folder), "--output", str(tmp_path / output)])
+        return (tmp_path / output).read_text()
+
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        assert main([str(folder), "--output", str(tmp_path / "out.csv")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    soundfile.write(tmp_path / "broken.wav", make_voice(2.0, seed=7), 16000)  # it had only been copied in part
+    soundfile.write(tmp_path / "a.wav", make_voice(1.0, seed=8), 16000)  # as long as before
+    resumed = run("out.csv")
+    assert "2/4" in capsys.readouterr().err
+    assert resumed == run("anew.csv")
+    assert "could not" not in resumed and not (tmp_path / "out.csv.journal").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"my diary\n", b'["valid", "JSON"]\n', b"SQLite format 3\0" + bytes(4080)])
+def test_a_foreign_file_in_the_journals_place_is_left_alone(folder, tmp_path, capsys, content):
+    (tmp_path / "out.csv.journal").write_bytes(content)
+    assert main([str(folder), "--output", str(tmp_path / "out.csv")]) == 1
+    assert f"{tmp_path / 'out.csv.journal'} is not a journal of this command" in capsys.readouterr().err
+    assert (tmp_path / "out.csv.journal").read_bytes() == content and not (tmp_path / "out.csv").exists()
+
+
+def test_a_run_goes_on_only_as_it_began_and_once_at_a_time(folder, tmp_path, capsys, monkeypatch):
+    stop_after(2, monkeypatch)
+    command = [str(folder), "--output", str(tmp_path / "out.csv")]
+    assert main(command) == 130
+    capsys.readouterr()
+    assert main([*command, "--timeline"]) == 1
+    assert "holds an unfinished run with other options" in capsys.readouterr().err
+    settings = {"model": "ser-base", "timeline": False, "any_sound": False}
+    with contextlib.closing(Journal(tmp_path / "out.csv.journal", settings)) as journal:
+        assert main(command) == 1
+        assert "Another run is writing" in capsys.readouterr().err
+        assert len(journal.left([str(tmp_path / "a.wav")])) == 0
+    assert main(command) == 130
+
+
+@pytest.mark.parametrize("size", [300, 17_000])  # not even an empty journal fits; one with some results does not
+def test_full_disk_leaves_the_previous_output(folder, tmp_path, size):
+    (tmp_path / "out.csv").write_text("path,start_s,end_s,label,score,calm,error\n")
     command = [sys.executable, "-m", "ser_model", str(folder), "--output", str(tmp_path / "out.csv")]
     done = subprocess.run(
         command,
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     )
     assert done.returncode == 1
     assert done.stderr.endswith("error: {} cannot be opened or written: {}.\n".format(tmp_path / "out.csv", FULL))
-    assert (tmp_path / "out.csv").read_text() == "the last run's\n"
+    assert (tmp_path / "out.csv").read_text().count("\n") == 1
     assert main([str(folder), "--output", str(tmp_path / "out.csv")]) == 1
     assert (tmp_path / "out.csv").read_text().count("\n") == 5
+    assert len(list(tmp_path.glob("*out.csv*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -265,20 +324,129 @@ def test_reader_that_has_seen_enough(folder):
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
-def test_interrupted_run_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("ser_model.__main__.score_files", interrupt)
-    assert main([str(folder), "--output", str(tmp_path / "out.csv")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-
-
 def test_output_that_cannot_be_written(folder, tmp_path, capsys):
     for output, says in ((tmp_path / "no/such/out.csv", "No such file or directory"), (tmp_path, "is a folder")):
         assert main([str(folder), "--output", str(output)]) == 1
         error = capsys.readouterr().err
         assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("output", "content"),
+    [
+        ("a", b"RIFF, and a recording after it"),
+        ("notes.txt", b"Predicted Emotion: what I wrote about it\n"),
+        ("table.csv", b"path,label\nclip.wav,calm\n"),
+        ("list.json", b'[\n{"name": "mine"}\n]\n'),
+        ("table.parquet", b""),
+    ],
+)
+def test_output_replaces_no_file_that_is_not_a_result(clip, tmp_path, capsys, output, content):
+    (tmp_path / output).write_bytes(content)
+    if output.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"mine": [1, 2]}), tmp_path / output)
+    before = contents(tmp_path)
+    assert main([clip, "--output", str(tmp_path / output)]) == 1
+    assert "exists and is no result of this command" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "csv", "parquet"])
+def test_output_replaces_a_result_of_any_format(clip, tmp_path, kind):
+    output = tmp_path / "out"
+    assert main([clip, "--format", kind, "--output", str(output)]) == 0
+    assert main([clip, "--output", str(output)]) == 0
+    assert output.read_text().startswith("Predicted Emotion: ")
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "hard link", "within a folder"])
+def test_output_replaces_no_input(tmp_path, capsys, monkeypatch, way):
+    """Here a result of before, which may be replaced otherwise, is named as if it were a recording."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rec").mkdir()
+    given = tmp_path / "rec" / ("old.wav" if way == "within a folder" else "old.csv")
+    given.write_text("path,start_s,end_s,label,score,calm,error\n")
+    {"link": os.symlink, "hard link": os.link}.get(way, os.link)(given, tmp_path / "other.csv")
+    output = "other.csv" if way != "itself" else "./rec/../rec/old.csv"
+    assert main(["rec" if way == "within a folder" else str(given), "--output", output]) == 1
+    assert f"{output} is an input, which --output would replace" in capsys.readouterr().err
+    assert given.read_text().startswith("path,")
+
+
+def test_output_through_a_link_stays_one(clip, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink("elsewhere/out.csv", tmp_path / "link.csv")  # to nothing yet
+    for _ in range(2):
+        assert main([clip, "--output", str(tmp_path / "link.csv")]) == 0
+        assert (tmp_path / "link.csv").is_symlink()
+        assert (tmp_path / "elsewhere/out.csv").read_text().startswith("path,start_s")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_a_pipe_is_written_into(folder, tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "ser_model", folder, "--format", kind, "--output", tmp_path / "pipe"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    content = (tmp_path / "pipe").read_bytes()
+    assert process.wait() == 1  # one of the files is broken
+    assert content.count(b"Predicted Emotion: ") == 3 if kind == "text" else content.endswith(b"PAR1")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and not (tmp_path / "pipe.journal").exists()
+
+
+def test_what_standard_output_is_redirected_to_is_added_to(clip, tmp_path):
+    (tmp_path / "log").write_text("before\n")
+    command = f"{{ '{sys.executable}' -m ser_model '{clip}' --output /dev/stdout; echo after; }} >> '{tmp_path}/log'"
+    subprocess.run(command, shell=True, cwd=ROOT, check=True)  # noqa: S602
+    assert re.fullmatch(r"before\nPredicted Emotion: .*\nafter\n", (tmp_path / "log").read_text())
+
+
+@pytest.mark.parametrize("output", ["out.xlsx", "out.csv.gz", "new.wav", "out.jsonl"])
+def test_output_ends_as_a_format_does(clip, tmp_path, capsys, output):
+    for more in ([], ["--format", "csv"]):
+        with pytest.raises(SystemExit) as caught:
+            main([clip, "--output", str(tmp_path / output), *more])
+        assert caught.value.code == 2
+        assert f"{output}' must end in .txt or .json or .csv or .parquet." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.wav"]
+
+
+def test_output_may_end_in_capitals(clip, tmp_path):
+    assert main([clip, "--output", str(tmp_path / "OUT.CSV")]) == 0
+    assert (tmp_path / "OUT.CSV").read_text().startswith("path,start_s")
+
+
+def test_says_what_a_folder_holds_besides(tmp_path, capsys):
+    for name in ("notes.txt", "more.TXT", "scan.pdf", "no-ending", ".hidden"):
+        (tmp_path / name).write_text("no sound")
+    said = "4 files were passed over, not named as recordings are (.txt, "
+    assert main([str(tmp_path)]) == 1
+    assert said in (error := capsys.readouterr().err) and "there is no recording in" in error
+    soundfile.write(tmp_path / "clip.wav", make_voice(1.0), 16000)
+    assert main([str(tmp_path), "--output", str(tmp_path / "out.csv")]) == 0
+    assert said in capsys.readouterr().err
+    assert main([str(tmp_path / "clip.wav")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_spreadsheet_takes_no_cell_for_a_formula(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.wav", "+1.wav", "-1.wav", "@SUM(A1).wav", "\tx.wav", "\rx.wav", "\nx.wav", "fine\r=1.wav"]
+    for name in names:
+        soundfile.write(tmp_path / name, make_voice(0.5), 16000)
+    (tmp_path / "=broken.wav").write_text("no sound")
+    assert main([".", "--output", "out.csv"]) == 1
+    with open("out.csv", newline="", encoding="utf-8") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {f"'{name}" for name in [*names[:-1], "=broken.wav"]} | {names[-1]}
+    assert rows["'=broken.wav"]["error"].startswith("'=broken.wav is not a recording")
+    assert float(rows["'-1.wav"]["score"]) > 0
+    assert main([".", "--output", "out.json"]) == 1
+    assert {row["path"] for row in json.loads((tmp_path / "out.json").read_text())} == {*names, "=broken.wav"}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ halfway, gives the command again, and counts the rows. The exit status is 1 if o
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import platform
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import soundfile
 
+from ser_model.results import write_whole
 from ser_model.scoring import find_recordings, load_quietly, score_file
 from tests.conftest import ROOT, make_voice
 
@@ -60,16 +63,15 @@ def alone_per_s(paths: list[str]) -> float:
     return SCORED_ALONE / (time.perf_counter() - started)
 
 
-def kill_and_go_on(folder: Path, paths: list[str], workers: int) -> dict[str, int]:
-    """How many rows of how many files are there after a run that was killed halfway and started again."""
+def kill_and_go_on(folder: Path, paths: list[str], workers: int, *, after_s: float) -> dict[str, int]:
+    """How many rows of how many files are there after a run that was killed and started again."""
     output = folder / "killed.csv"
-    journal = Path(f"{output}.journal")
     process = start(folder, output, workers)
-    while not journal.exists() or journal.read_bytes().count(b"\n") < len(paths) / 2:
-        time.sleep(0.2)
+    time.sleep(after_s)
     process.kill()
     process.wait()
-    kept = journal.read_bytes().count(b"\n") - 1  # the first line is about the run
+    with contextlib.closing(sqlite3.connect(f"{output}.journal")) as journal:
+        [(kept,)] = journal.execute("SELECT count(*) FROM results")
     if start(folder, output, workers).wait() != 0:
         sys.exit("The run that went on failed.")
     with open(output, newline="", encoding="utf-8") as file:
@@ -106,7 +108,7 @@ def main() -> int:
                 }
             )
             print(rows[-1], flush=True)
-        killed = kill_and_go_on(folder, paths, 2)
+        killed = kill_and_go_on(folder, paths, 2, after_s=rows[-1]["wall_s"] / 2)
     result = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": cores},
         "recording": f"{CLIP_S:g} s of voice, flac, 16 kHz",
@@ -115,7 +117,7 @@ def main() -> int:
         "killed_halfway": killed,
     }
     print(json.dumps(result, indent=1))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(RESULTS, f"{json.dumps(result, indent=1)}\n".encode())
     return 1 if killed["lost"] or killed["doubled"] else 0
 
 
