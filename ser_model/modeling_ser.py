@@ -59,6 +59,11 @@ def _encoders(config: SerConfig) -> list[type]:
 def encode(member: nn.Module, input_features, attention_mask, statistics) -> tuple:
     """What a member makes of the part of a clip's features that it reads, as in `encoders_ser`."""
     if isinstance(member, SerPerceptronEncoder):
+        if statistics is None:
+            raise ValueError(
+                "This network also hears statistics of the whole clip: give statistics too, as the feature extractor returns "
+                "them, as in model(**inputs)."
+            )
         return member(statistics)
     return member(input_features, attention_mask)
 

@@ -3,7 +3,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForAudioClassification
 
+from ser_model import pretrained
 from ser_model.__main__ import main
 from ser_model.pretrained import load_pipeline
 
@@ -89,7 +91,10 @@ LABELS = {str(i): str(i) for i in range(8)}
         (remove(CONFIG), "config.json is missing"),
         (cut(CONFIG, 50), "config.json is damaged"),
         (cut(CONFIG, 0), "config.json is damaged"),
-        (change(conv_channels=32), "config.json does not fit"),
+        (
+            change(conv_channels=32),
+            r"config.json does not fit model.safetensors in shape, as .* instead of",
+        ),
         (change(conv_channels="many"), "config.json does not fit"),
         (change(conv_channels=-3), "config.json does not fit"),
         (change(model_type="wav2vec2"), "config.json does not fit|do not match"),
@@ -110,3 +115,18 @@ def test_bad_checkpoints_are_refused_by_name(checkpoint, capsys, damage, says):
     assert "\n" not in str(caught.value) and str(checkpoint) in str(caught.value)
     assert main([__file__, "--model", str(checkpoint)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+class Full(AutoModelForAudioClassification):
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GB.")
+
+
+def test_other_errors_say_what_they_are(checkpoint, monkeypatch):
+    """What is no fault of the checkpoint: a full graphics card, simulated, and one that is not there."""
+    with pytest.raises(OSError, match="cannot be loaded on 'abacus': Expected one of cpu, cuda"):
+        load_pipeline(str(checkpoint), device="abacus")
+    monkeypatch.setattr(pretrained, "AutoModelForAudioClassification", Full)
+    with pytest.raises(OSError, match="cannot be loaded on 'cpu': CUDA out of memory. Tried to allocate 2 GB.$"):
+        load_pipeline(str(checkpoint))

@@ -317,3 +317,12 @@ def test_members_can_divide_a_batch(tiny_model):
     torch.testing.assert_close(both.loss, torch.nn.functional.cross_entropy(both.logits, labels))
     both.loss.backward()
     assert all(weight.grad is not None for weight in tiny_model.parameters())
+
+
+@pytest.mark.parametrize("divide_batch", [False, True])
+def test_says_that_statistics_are_missing(batch, divide_batch):
+    encoders = ["residual_bilstm_attention", "distribution_perceptron"]
+    config = SerConfig(encoder=encoders, num_cepstra=[0, 0], num_statistics=[2, 0, 10])
+    labels = torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="hears statistics of the whole clip: give statistics too"):
+        SerForAudioClassification(config)(**batch[1], labels=labels, divide_batch=divide_batch)

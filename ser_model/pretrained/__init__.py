@@ -5,10 +5,12 @@ import os
 import re
 from pathlib import Path
 
+import torch
 from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+from safetensors import safe_open
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
 from .. import registration  # noqa: F401  the Auto* factories must know the classes
 from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, check_checkpoint
@@ -55,35 +57,52 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool
         voice_only: Whether sounds without a voice have no answer (see `SerPipeline`).
 
     Raises:
-        `OSError`: there is no such checkpoint, or a file of it cannot be read.
+        `OSError`: there is no such checkpoint, a file of it cannot be read, or there is no room for it or no such device.
         `ValueError`: a file of it is damaged, or its weights are not those of this network.
     """
     folder = _find(model)
     check_checkpoint(folder)
+    local = {"pretrained_model_name_or_path": folder, "trust_remote_code": False}
     try:
-        network, info = AutoModelForAudioClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
-        )
-        feature_extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**local)
+        feature_extractor = AutoFeatureExtractor.from_pretrained(**local)
+        with torch.device("meta"):  # which takes no memory: what goes wrong is the configuration's fault
+            expected = AutoModelForAudioClassification.from_config(config).state_dict()
     except OSError:
         raise
-    except RuntimeError as error:  # transformers lists the shapes over many lines
-        raise ValueError(
-            f"The weights in {folder} are not those of this network: {CONFIG} does not fit {WEIGHTS} in shape."
-        ) from error
-    except Exception as error:  # of many kinds: types, names of classes
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}/config.json does not fit this network and its weights: {reason}") from error
-    # transformers only warns, and fills the gap with random numbers: every emotion would then be about as likely.
-    if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-        raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong)} do not match.")
-    return SerPipeline(
-        model=network.eval(),
-        feature_extractor=feature_extractor,
-        task="audio-classification",
-        device=device,
-        voice_only=voice_only,
-    )
+    except Exception as error:  # of many kinds: types, names of classes, sizes
+        raise ValueError(f"{folder}/config.json does not fit this network and its weights: {_reason(error)}") from error
+    _check_weights(folder, expected)
+    try:
+        network = AutoModelForAudioClassification.from_pretrained(**local, use_safetensors=True)
+        return SerPipeline(
+            model=network.eval(),
+            feature_extractor=feature_extractor,
+            task="audio-classification",
+            device=device,
+            voice_only=voice_only,
+        )
+    except (AssertionError, MemoryError, RuntimeError) as error:  # no room, no such device, no driver
+        raise OSError(f"{folder} cannot be loaded on {device!r}: {_reason(error)}") from error
+
+
+def _check_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None:
+    """Of gaps transformers only warns, and fills them with random numbers: every emotion would then be about as likely."""
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    if wrong := sorted(shapes.keys() ^ expected.keys()):
+        raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong[:5])} do not match.")
+    for name, tensor in expected.items():
+        if shapes[name] != tensor.shape:
+            raise ValueError(
+                f"The weights in {folder} are not those of this network: {CONFIG} does not fit {WEIGHTS} in shape, as "
+                f"{name} is {shapes[name]} instead of {tuple(tensor.shape)}."
+            )
+
+
+def _reason(error: Exception) -> str:
+    """An error of another library, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _find(model: str) -> Path:
