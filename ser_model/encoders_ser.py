@@ -201,6 +201,10 @@ class SerImageEncoder(SerAttentionEncoder):
         super().__init__(config, num_channels)
         self.num_bands = config.feature_size - config.num_lags
         channels, strides = config.image_channels, config.conv_strides
+        if len(channels) != len(strides):
+            raise ValueError(
+                f"image_channels must have as many entries as conv_strides ({len(strides)}), not {len(channels)}."
+            )
         size, self.stride = config.conv_kernel_size, strides[0]
         self.conv = nn.Conv2d(1, channels[0], size, stride=(2, self.stride), padding=size // 2, bias=False)
         self.norm = nn.BatchNorm2d(channels[0])
@@ -299,6 +303,10 @@ class SerConvTransformerEncoder(nn.Module):
         self.dropout = nn.Dropout(config.conv_dropout)
         self.lstm = SerBiLSTM(config.feature_size, config.lstm_hidden_size)
         state_size = 2 * config.lstm_hidden_size
+        if state_size % config.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide 2 x lstm_hidden_size ({state_size}), not be {config.num_attention_heads}."
+            )
         layer = nn.TransformerEncoderLayer(
             state_size,
             config.num_attention_heads,
@@ -383,6 +391,8 @@ class SerPerceptronEncoder(nn.Module):
         super().__init__()
         self.rows = rows
         num_rows, num_columns = rows.stop - rows.start, config.num_statistics[-1]
+        if not num_rows * num_columns:
+            raise ValueError(f"num_statistics must be what the extractor gives, not {list(config.num_statistics)}.")
         self.register_buffer("mean", torch.zeros(num_rows, num_columns))
         self.register_buffer("deviation", torch.ones(num_rows, num_columns))
         self.input_dropout = nn.Dropout1d(config.input_dropout)
@@ -434,6 +444,8 @@ ENCODERS = {
 
 def _conv_channels(config: SerConfig) -> list[int]:
     channels = config.conv_channels
+    if not config.conv_strides:
+        raise ValueError("conv_strides must have an entry for each convolution.")
     return [channels] * len(config.conv_strides) if isinstance(channels, int) else list(channels)
 
 

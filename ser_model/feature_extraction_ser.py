@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import reprlib
 
 import numpy as np
 import torch
@@ -31,6 +32,24 @@ MIN_DEVIATION_DB = 1.0
 # Trimming in noise: what the quietest tenth of a clip's frames exceed by less than the margin is noise; a clip
 # without pauses is kept but for its quietest frames.
 NOISE_QUANTILE, NOISE_MARGIN_DB, MAX_NOISE_DB = 0.1, 6.0, -12.0
+# Of each number, the least and the most. With all of them at their limits a window of sound takes less than a gigabyte.
+WHOLE = {
+    "feature_size": (1, 2048),
+    "num_mel_bins": (1, 512),
+    "sampling_rate": (1000, 192_000),
+    "n_fft": (16, 16_384),
+    "hop_length": (1, 10**7),
+    "max_frames": (1, 10**7),
+}
+LIMITS = {
+    **WHOLE,
+    "f_min_hz": (0, 96_000),
+    "f_max_hz": (0, 96_000),
+    "top_db": (1, 1000),
+    "trim_db": (1, 1000),
+    "padding_value": (-1000, 1000),
+}
+MAX_FRAMES_A_SECOND, MAX_SCALE = 500, 1e9
 LAG_SCALE = 2.0  # autocorrelations then vary about as much as normalised bands do
 
 
@@ -102,7 +121,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.feature_type = feature_type
         self.statistics = statistics
-        self.num_mel_bins = num_mel_bins or {"log_mel": feature_size, "log_mel_pitch": 64}.get(feature_type, 128)
+        if num_mel_bins is None:
+            num_mel_bins = {"log_mel": feature_size, "log_mel_pitch": 64}.get(str(feature_type), 128)
+        self.num_mel_bins = num_mel_bins
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.f_min_hz = f_min_hz
@@ -132,8 +153,36 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_settings(self) -> int:
         """How many lags or MFCC the features hold."""
+        for name, (least, most) in LIMITS.items():
+            value, kind = getattr(self, name), int if name in WHOLE else (int, float)
+            if value is None and name in ("trim_db", "max_frames"):
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+                number = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name} must be {number} from {least} to {most}, not {reprlib.repr(value)}.")
+        for name in ("relative_level", "statistics"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {reprlib.repr(getattr(self, name))}.")
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft must be even, not {self.n_fft}.")
+        if self.hop_length * MAX_FRAMES_A_SECOND < self.sampling_rate:
+            raise ValueError(
+                f"hop_length must be at least {math.ceil(self.sampling_rate / MAX_FRAMES_A_SECOND)} at "
+                f"{self.sampling_rate} Hz, not {self.hop_length}."
+            )
         if self.normalize not in ("utterance", "dataset", None):
-            raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {self.normalize!r}.")
+            raise ValueError(f"normalize must be 'utterance', 'dataset' or None, not {reprlib.repr(self.normalize)}.")
+        for name, least in (("mean", -MAX_SCALE), ("std", 1 / MAX_SCALE)):
+            values = getattr(self, name)
+            if values is not None and not (
+                isinstance(values, (list, tuple))
+                and len(values) == self.feature_size
+                and all(type(value) in (int, float) and least <= value <= MAX_SCALE for value in values)
+            ):
+                raise ValueError(
+                    f"{name} must be {self.feature_size} numbers from {least:g} to {MAX_SCALE:g}, as feature_size says, not "
+                    f"{reprlib.repr(values)}."
+                )
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sampling_rate / 2:
             raise ValueError(
                 f"Mel bands must lie between 0 and {self.sampling_rate / 2:g} Hz (half the sampling rate), "
@@ -141,8 +190,10 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             )
         mel = self.num_mel_bins
         num_others = {"log_mel": mel, "log_mel_pitch": mel, "mfcc": 0, "zcr_rms_mfcc": 2, "descriptors": 16 + mel}
-        if self.feature_type not in num_others:
-            raise ValueError(f"feature_type must be one of {', '.join(num_others)}, not {self.feature_type!r}.")
+        if not isinstance(self.feature_type, str) or self.feature_type not in num_others:
+            raise ValueError(
+                f"feature_type must be one of {', '.join(num_others)}, not {reprlib.repr(self.feature_type)}."
+            )
         kinds = 3 if self.feature_type == "descriptors" else 1  # with first and second derivatives
         num_rest, odd = divmod(self.feature_size - num_others[self.feature_type], kinds)
         limits = {"log_mel": (0, 0), "log_mel_pitch": (1, math.inf)}
@@ -151,6 +202,9 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"{self.feature_type} features of {mel} mel bands must not have the size {self.feature_size}."
             )
+        harmonics = harmonic_bins(self.n_fft, self.sampling_rate)
+        if self.feature_type == "log_mel_pitch" and harmonics.start >= harmonics.stop:
+            raise ValueError(f"n_fft must be longer to hear the pitch at {self.sampling_rate} Hz, not {self.n_fft}.")
         if self.statistics and (self.feature_type != "log_mel_pitch" or mel % BANDS_A_GROUP):
             raise ValueError(
                 f"statistics must be of log_mel_pitch features with a multiple of {BANDS_A_GROUP} mel bands, not of "

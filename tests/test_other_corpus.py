@@ -14,7 +14,7 @@ from ser_model.pretrained import load_pipeline
 from tests.conftest import make_ravdess, make_result, make_voice
 from tests.test_corpus import write_csv
 from tests.test_push import make_checkpoint
-from train import card, evaluate, other_corpus, report
+from train import card, evaluate, finetune, other_corpus, report
 from train.metrics import scores
 from train.other_corpus import shared_probabilities
 from train.recipe import load_recipe
@@ -23,6 +23,13 @@ from train.recipe import load_recipe
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "ser-base")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
@@ -118,6 +125,16 @@ def test_refuses_what_the_network_has_learnt_from(checkpoint, committed, tmp_pat
     assert "has learnt from ravdess" in refusal(capsys, checkpoint, "ravdess", *arguments)
     rows = [(path, "sad", "somebody") for path in sorted(ravdess.rglob("*.wav"))[:4]]
     assert "has learnt from ravdess" in refusal(capsys, checkpoint, write_csv(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize("columns", [("path", "label", "speaker"), ("path", "label")])
+def test_refuses_the_table_that_it_was_trained_further_on(checkpoint, committed, table, tmp_path, capsys, columns):
+    rows = [(f"{i}-{j}.wav", "sad" if j else "anger", f"s{i}")[: len(columns)] for i in range(6) for j in range(2)]
+    mine = write_csv(Path(table).with_name("mine.csv"), rows, columns)
+    options = ["--data", mine, "--model", checkpoint, "--epochs", "1", "--output", tmp_path / "tuned"]
+    assert finetune.main(list(map(str, options))) == 0
+    capsys.readouterr()
+    assert "has learnt from mine" in refusal(capsys, tmp_path / "tuned", mine)
 
 
 def test_other_speakers_of_a_known_corpus_are_heard_but_not_committed(checkpoint, committed, tmp_path, capsys):

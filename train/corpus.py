@@ -290,7 +290,7 @@ def _csv_rows(file: Path) -> list[dict]:
     return own_rows(read_csv(file), corpus=file.stem)
 
 
-def own_rows(clips: list[dict], *, corpus: str = "own") -> list[dict]:
+def own_rows(clips: list[dict], *, corpus: str) -> list[dict]:
     """
     The rows of somebody's own `clips`, {path, label, …}. Those that are named as in one of `CORPORA` are of that corpus,
     whatever a table says, so that what they are and what may be done with them is not forgotten.

@@ -190,9 +190,10 @@ def _score_other_corpus(options: argparse.Namespace) -> int:
         allow_incomplete=options.allow_incomplete,
         jobs=max(options.jobs, 1),
     )
+    is_whole = result.pop("is_whole")
     result["command"] = _command(options)
     other_corpus.print_result(result)
-    default = result_path(result["recipe"], options.protocol, result["corpus"]) if result["is_whole"] else None
+    default = result_path(result["recipe"], options.protocol, result["corpus"]) if is_whole else None
     _write(result, options.output or default)
     return 0
 

@@ -65,7 +65,7 @@ def finetune(
     if (output / RUN_FILE).exists():
         raise DataError(f"{output} holds a finished run: choose another --output, or delete it.")
     clips = read_clips(data)
-    learnt = _learnt_before(model) | corpora.learnt_from(corpora.own_rows(clips))
+    learnt = _learnt_before(model) | corpora.learnt_from(corpora.own_rows(clips, corpus=data.resolve().stem))
     if hub_model_id or corpora.is_shipped(output):
         corpora.check_may_ship(learnt)
     base = load_pipeline(model)

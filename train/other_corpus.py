@@ -47,8 +47,8 @@ def evaluate(
         jobs: Processes that score side by side.
 
     Returns:
-        The result as it is written to JSON. A recording that cannot be read or has no voice in it does not count; it is
-        listed in `refused`, with the reason.
+        The result as it is written to JSON, and `is_whole`: whether it is about the whole corpus and a recipe's whole network.
+        A recording that cannot be read or has no voice in it does not count; it is listed in `refused`, with the reason.
 
     Raises:
         `DataError`: the corpus cannot be had, the network has learnt from these speakers, or they share no two emotions.
@@ -89,18 +89,14 @@ def read_run(checkpoint: str) -> dict:
 
 def check_unheard(run: dict, rows: list[dict], checkpoint: str) -> None:
     """Raises `DataError` where the network has learnt from a speaker of `rows`."""
-    learnt = corpora.learnt_corpora(run) if run else {}
-    heard = sorted(
-        {
-            row["corpus"]
-            for row in rows
-            # The first runs do not tell the speakers: they learnt from all.
-            if row["corpus"] in learnt and row["speaker"] in learnt[row["corpus"]].get("speakers", [row["speaker"]])
-        }
-    )
+    heard = set()
+    for corpus, about in corpora.learnt_corpora(run).items() if run else ():
+        speakers = {row["speaker"] or "" for row in rows if row["corpus"] == corpus}
+        if speakers & set(about.get("speakers", speakers)):  # the first runs do not tell them: they learnt from all
+            heard.add(corpus)
     if heard:
         raise DataError(
-            f"{checkpoint} has learnt from {' and '.join(heard)}: what it makes of these clips says nothing of strangers, "
+            f"{checkpoint} has learnt from {' and '.join(sorted(heard))}: what it makes of these clips says nothing of strangers, "
             "give a corpus that it has never heard."
         )
 

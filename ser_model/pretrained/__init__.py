@@ -5,15 +5,12 @@ import os
 import re
 from pathlib import Path
 
-import torch
 from httpx2 import HTTPError  # what huggingface_hub raises when there is no connection
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import safe_open
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
 from .. import registration  # noqa: F401  the Auto* factories must know the classes
-from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, check_checkpoint
+from ..checkpoint import CONFIG, EXTRACTOR, WEIGHTS, read_checkpoint
 from ..pipeline_ser import SerPipeline
 
 FOLDER = Path(__file__).parent
@@ -61,48 +58,18 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool
         `ValueError`: a file of it is damaged, or its weights are not those of this network.
     """
     folder = _find(model)
-    check_checkpoint(folder)
-    local = {"pretrained_model_name_or_path": folder, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(**local)
-        feature_extractor = AutoFeatureExtractor.from_pretrained(**local)
-        with torch.device("meta"):  # which takes no memory: what goes wrong is the configuration's fault
-            expected = AutoModelForAudioClassification.from_config(config).state_dict()
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds: types, names of classes, sizes
-        raise ValueError(f"{folder}/config.json does not fit this network and its weights: {_reason(error)}") from error
-    _check_weights(folder, expected)
-    try:
-        network = AutoModelForAudioClassification.from_pretrained(**local, use_safetensors=True)
+        network, feature_extractor = read_checkpoint(folder)
         return SerPipeline(
-            model=network.eval(),
+            model=network,
             feature_extractor=feature_extractor,
             task="audio-classification",
             device=device,
             voice_only=voice_only,
         )
-    except (AssertionError, MemoryError, RuntimeError) as error:  # no room, no such device, no driver
-        raise OSError(f"{folder} cannot be loaded on {device!r}: {_reason(error)}") from error
-
-
-def _check_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None:
-    """Of gaps transformers only warns, and fills them with random numbers: every emotion would then be about as likely."""
-    with safe_open(folder / WEIGHTS, "pt") as weights:
-        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    if wrong := sorted(shapes.keys() ^ expected.keys()):
-        raise ValueError(f"The weights in {folder} are not those of this network: {', '.join(wrong[:5])} do not match.")
-    for name, tensor in expected.items():
-        if shapes[name] != tensor.shape:
-            raise ValueError(
-                f"The weights in {folder} are not those of this network: {CONFIG} does not fit {WEIGHTS} in shape, as "
-                f"{name} is {shapes[name]} instead of {tuple(tensor.shape)}."
-            )
-
-
-def _reason(error: Exception) -> str:
-    """An error of another library, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    except (AssertionError, MemoryError, RuntimeError) as error:  # no such device, no driver, no room
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"{folder} cannot be loaded on {device!r}: {reason}") from error
 
 
 def _find(model: str) -> Path:
