@@ -65,6 +65,8 @@ def _naming(path: Path, settings: dict) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: types, values, and those of `strict`
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # not the file's fault
+            raise
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
         if isinstance(error, StrictDataclassFieldValidationError):
             name = str(error).split("'")[1]

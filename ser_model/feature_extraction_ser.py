@@ -1,12 +1,14 @@
 """From waveform to features: all signal processing and all normalisation, and nothing of the network."""
 
 import math
+import numbers
 import reprlib
 
 import numpy as np
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import chroma_filter_bank, mel_filter_bank
+from transformers.utils import PaddingStrategy
 
 from .descriptors_ser import (
     autocorrelation,
@@ -226,14 +228,29 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
         """What can be heard of a clip at once, in seconds; infinity without `max_frames`."""
         return math.inf if self.max_frames is None else self.max_frames * self.hop_length / self.sampling_rate
 
-    def __call__(self, raw_speech, *, sampling_rate=None, return_tensors=None, **kwargs) -> BatchFeature:
+    def __call__(
+        self,
+        raw_speech,
+        *,
+        sampling_rate=None,
+        padding=True,
+        max_length=None,
+        truncation=False,
+        return_tensors=None,
+        **kwargs,
+    ) -> BatchFeature:
         """
-        Features of one waveform or of a batch, padded to the longest.
+        Features of one waveform or of a batch.
 
         Args:
             raw_speech: One mono waveform (`np.ndarray`, `torch.Tensor` or list of float) or a list of them, of shape
                 (num_samples,) each, in [-1, 1] by custom.
             sampling_rate (`int`): Rate of `raw_speech` in hertz. Give it: a wrong one is refused.
+            padding (`bool` or `str`, defaults to `True`): `True` or `"longest"`: frames up to the longest clip of the batch;
+                `"max_length"`: up to as many as `max_length` samples have; `False` or `"do_not_pad"`: none, for lists of
+                arrays.
+            max_length (`int`, *optional*): Samples of a waveform, for `truncation` and for `padding="max_length"`.
+            truncation (`bool`, defaults to `False`): Hear only the first `max_length` samples of each waveform.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; NumPy arrays if left out.
 
         Returns:
@@ -244,8 +261,14 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             `ValueError`: another sampling rate; more than one channel; an empty, NaN or infinite waveform; `mean` and
-                `std` are missing.
+                `std` are missing; `truncation` or `padding="max_length"` without a `max_length`.
+            `TypeError`: an argument that is not among these.
         """
+        if kwargs:
+            raise TypeError(
+                f"SerFeatureExtractor does not know {', '.join(sorted(kwargs))}: it takes sampling_rate, padding, max_length, "
+                "truncation and return_tensors."
+            )
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"This model hears audio at {self.sampling_rate} Hz, but this waveform is at {sampling_rate} Hz: "
@@ -253,7 +276,28 @@ class SerFeatureExtractor(SequenceFeatureExtractor):
                 f"target_sr={self.sampling_rate})."
             )
         self._check_scale()
-        return BatchFeature(self._features(_as_list(raw_speech)), tensor_type=return_tensors)
+        if max_length is None and (truncation or padding == "max_length"):
+            raise ValueError(
+                "There is no max_length: give it too, in samples, with truncation=True or padding='max_length'."
+            )
+        if max_length is not None and (not isinstance(max_length, numbers.Integral) or max_length < 1):
+            raise ValueError(f"max_length is {max_length!r}: give a number of samples, 1 or more.")
+        strategy = self._get_padding_strategies(padding, max_length)
+        waveforms = [torch.as_tensor(waveform) for waveform in _as_list(raw_speech)]
+        if truncation:
+            waveforms = [waveform[:max_length] if waveform.ndim else waveform for waveform in waveforms]
+        data = self._features(waveforms)
+        if strategy is PaddingStrategy.DO_NOT_PAD:
+            frames = data["attention_mask"] == 1
+            for name in self.model_input_names:
+                data[name] = [of_clip[mask] for of_clip, mask in zip(data[name], frames)]
+        elif strategy is PaddingStrategy.MAX_LENGTH and self.feature_type != "descriptors":
+            num_frames = min(1 + max_length // self.hop_length, self.max_frames or math.inf)
+            missing = max(0, num_frames - data["attention_mask"].shape[1])
+            for name, value in zip(self.model_input_names, (self.padding_value, 0)):
+                widths = [(0, 0), (0, missing), (0, 0)][: data[name].ndim]
+                data[name] = np.pad(data[name], widths, constant_values=value)
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def _check_scale(self) -> None:
         if self.normalize == "dataset" and (self.mean is None or self.std is None):

@@ -81,7 +81,7 @@ def test_says_what_a_user_must_know(results, tmp_path):
     for needed in (
         *EMOTIONS, uar, 'model="user/ser-base"', "acted", "hiring", "policing", "medical decisions", "AI Act", "at work",
         "CC BY-NC-SA 4.0", "10.1371/journal.pone.0196391", "1234 s of training", f"torch {versions()['torch']}", "seed 3",
-        "762,328 parameters", "16000 Hz",
+        "762,328 parameters", "16000 Hz", '"transformers>=5.23"', "version 4 cannot load it",
     ):  # fmt: skip
         assert needed in text, needed
     assert "{{" not in text and "None" not in text

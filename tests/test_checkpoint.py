@@ -284,3 +284,18 @@ def test_bad_settings_end_in_an_answer_or_a_sentence():
         timeout=110,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_other_errors_say_what_they_are(checkpoint, monkeypatch):
+    """What is no fault of the checkpoint: a device that is not there, and a lack of memory, simulated."""
+    with pytest.raises(OSError, match="cannot be loaded on 'abacus': Expected one of cpu, cuda"):
+        load_pipeline(str(checkpoint), device="abacus")
+
+    def forward(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 2 GB.")
+
+    monkeypatch.setattr(SerForAudioClassification, "forward", forward)
+    with pytest.raises(
+        OSError, match="cannot be loaded on 'cpu': DefaultCPUAllocator: can't allocate memory: you tried"
+    ):
+        load_pipeline(str(checkpoint))

@@ -286,3 +286,62 @@ def test_silence_has_finite_features(extractor):
 def test_refuses_impossible_settings(wrong):
     with pytest.raises(ValueError, match="must"):
         SerFeatureExtractor(**wrong)
+
+
+BATCH = [make_voice(2.0), make_voice(1.0, seed=1)]
+SETTINGS = [
+    {},
+    {"max_frames": 50},
+    {"feature_type": "log_mel_pitch", "feature_size": 112, "n_fft": 768, "statistics": True},
+    {"feature_type": "descriptors", "feature_size": 264},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_truncation_hears_the_first_samples(settings):
+    extractor = SerFeatureExtractor(**settings)
+    found = extractor(BATCH, sampling_rate=16000, max_length=8000, truncation=True, return_tensors="np")
+    expected = extractor([waveform[:8000] for waveform in BATCH], sampling_rate=16000, return_tensors="np")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    as_lists = extractor(BATCH[1].tolist(), sampling_rate=16000, max_length=8000, truncation=True)
+    inside = expected["attention_mask"][1] == 1
+    np.testing.assert_allclose(as_lists["input_features"][0], expected["input_features"][1][inside], atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_padding_up_to_a_length_or_not_at_all(settings):
+    extractor = SerFeatureExtractor(**settings, padding_value=-1.0)
+    expected = extractor(BATCH, sampling_rate=16000)
+    padded = extractor(BATCH, sampling_rate=16000, padding="max_length", max_length=48000, return_tensors="pt")
+    num_frames = 1 if extractor.feature_type == "descriptors" else min(1 + 48000 // 256, extractor.max_frames or 999)
+    assert padded["input_features"].shape[:2] == padded["attention_mask"].shape == (2, num_frames)
+    longest = expected["attention_mask"].shape[1]
+    np.testing.assert_array_equal(padded["input_features"][:, :longest], expected["input_features"])
+    np.testing.assert_array_equal(padded["attention_mask"][:, :longest], expected["attention_mask"])
+    assert (padded["input_features"][:, longest:] == -1).all() and not padded["attention_mask"][:, longest:].any()
+    shorter = extractor(BATCH, sampling_rate=16000, padding="max_length", max_length=100)
+    np.testing.assert_array_equal(shorter["input_features"], expected["input_features"])
+    for alone, features, mask in zip(
+        BATCH, *(extractor(BATCH, padding=False)[name] for name in extractor.model_input_names)
+    ):
+        single = extractor(alone, padding="longest")
+        np.testing.assert_allclose(features, single["input_features"][0], atol=1e-4)
+        assert len(features) == len(mask) == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"truncation": True}, "no max_length"),
+        ({"padding": "max_length"}, "no max_length"),
+        ({"max_length": 0, "truncation": True}, "max_length is 0"),
+        ({"max_length": 1.5}, "max_length is 1.5"),
+        ({"padding": "shortest"}, "shortest"),
+        ({"pad_to_multiple_of": 8}, "does not know pad_to_multiple_of"),
+    ],
+)
+def test_impossible_lengths_are_refused(extractor, voice, options, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        extractor(voice, sampling_rate=16000, **options)

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ser_model import SerConfig
@@ -39,8 +40,10 @@ A network of {{ num_parameters }} parameters ({{ network }}) that says which of 
 ## Use
 
 ```bash
-pip install transformers torch av soundfile soxr
+pip install "transformers>={{ transformers }}" torch av soundfile soxr
 ```
+
+It was tried with transformers {{ transformers }}; version 4 cannot load it.
 
 ```python
 from transformers import pipeline
@@ -129,6 +132,7 @@ def write_card(run: dict, labels: list[str], sampling_rate: int, path: Path, *, 
         num_epochs=recipe["training"]["num_epochs"],
         protocol_note=trained_on.get(run.get("protocol"), "on 80 % of the clips"),
         train_seconds=round(run["train_seconds"]),
+        transformers=".".join(transformers.__version__.split(".")[:2]),
         versions=", ".join(f"{library} {version}" for library, version in run["versions"].items()),
         citation=" ".join(f"{corpus.citation}." for corpus in learnt),
     )

@@ -54,17 +54,22 @@ def load_pipeline(model: str = DEFAULT, *, device: str = "cpu", voice_only: bool
         voice_only: Whether sounds without a voice have no answer (see `SerPipeline`); left out, as the checkpoint says.
 
     Raises:
-        `OSError`: there is no such checkpoint, or a file of it cannot be read.
+        `OSError`: there is no such checkpoint, a file of it cannot be read, or there is no room for it or no such device.
         `ValueError`: a file of it is damaged, or its weights are not those of this network.
     """
-    network, feature_extractor = read_checkpoint(_find(model))
-    return SerPipeline(
-        model=network,
-        feature_extractor=feature_extractor,
-        task="audio-classification",
-        device=device,
-        voice_only=voice_only,
-    )
+    folder = _find(model)
+    try:
+        network, feature_extractor = read_checkpoint(folder)
+        return SerPipeline(
+            model=network,
+            feature_extractor=feature_extractor,
+            task="audio-classification",
+            device=device,
+            voice_only=voice_only,
+        )
+    except (AssertionError, MemoryError, RuntimeError) as error:  # no such device, no driver, no room
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OSError(f"{folder} cannot be loaded on {device!r}: {reason}") from error
 
 
 def _find(model: str) -> Path:
