@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 import gradio.mcp
+from gradio.routes import file_upload_statuses
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
@@ -36,7 +37,7 @@ class Demo(gr.Blocks):
 
     def __init__(self, *args, clean_every_s: float, keep_s: float, **kwargs):
         super().__init__(*args, **kwargs)
-        self._clean_every_s, self._keep_s, self._idle_sessions = clean_every_s, keep_s, set()
+        self._clean_every_s, self._keep_s, self._idle = clean_every_s, keep_s, set()
 
     def launch(self, *args, **kwargs):
         app_kwargs = {
@@ -90,16 +91,21 @@ class Demo(gr.Blocks):
             await asyncio.sleep(self._clean_every_s)
 
     def _forget(self) -> None:
-        """Gradio would keep the name of each upload, and each session's answers until there are 2,000 more."""
+        """Gradio would keep a note of each upload and each session, and the answers of the last 2,000."""
         for paths in self.temp_file_sets:
             paths -= {path for path in paths if not os.path.exists(path)}
-        queue = self._queue
+        queue, uploading = self._queue, file_upload_statuses
         busy = {event.session_hash for event in queue.event_ids_to_events.values()}
         idle = set(queue.pending_event_ids_session) - busy
-        for session in idle & self._idle_sessions:  # since a while: its visitor has fetched the answer, or never will
-            del queue.pending_event_ids_session[session]
-            queue.pending_messages_per_session.pop(session, None)
-        self._idle_sessions = idle
+        idle |= {
+            upload for upload in uploading._signals if upload not in uploading._statuses or uploading.is_done(upload)
+        }
+        for name in idle & self._idle:  # since a while: its visitor has fetched what there is, or never will
+            queue.pending_event_ids_session.pop(name, None)
+            queue.pending_messages_per_session.pop(name, None)
+            uploading._signals.pop(name, None)
+            uploading.stop_tracking(name)
+        self._idle = idle
 
 
 class MCPServer(gradio.mcp.GradioMCPServer):

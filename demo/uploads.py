@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import safehttpx
-from gradio import processing_utils
+from gradio import processing_utils, route_utils
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -135,6 +135,20 @@ async def _refuse(scope, receive, send, answer, *, more: bool = True) -> None:
                 more = (await receive()).get("more_body", False)
     await answer(scope, receive, send)
 
+
+class _FormParser(route_utils.GradioMultiPartParser):
+    """Gradio's own keeps a field that is no file in memory, however large it is."""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > MAX_JSON_KB * 1000:
+            raise MultiPartException(
+                f"A field has more than {MAX_JSON_KB} kB, its maximum allowed size: send it as a file."
+            )
+        super().on_part_data(data, start, end)
+
+
+route_utils.GradioMultiPartParser = _FormParser
 
 # What one call may still fetch from addresses, in a list of one number.
 _bytes_left: ContextVar[list[int]] = ContextVar("_bytes_left")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import safehttpx
 import soundfile
+from gradio.routes import file_upload_statuses
 from gradio_client import Client, handle_file
 
 import app
@@ -226,6 +227,12 @@ def test_too_large_uploads_are_refused(api, folder, sizes, length_is_told):
     assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size > 900_000]
 
 
+def test_fields_that_are_no_files_are_limited(api):
+    content = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + bytes(300_000) + b"\r\n--x--\r\n"
+    answer = api.post("/upload", content=content, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413 and "maximum allowed size" in answer.text
+
+
 def test_uploads_that_are_small_enough_are_taken(api):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     places = api.post("/upload", content=form(90_000_000, 90_000_001), headers=headers).json()
@@ -367,11 +374,11 @@ def test_remembers_nobody_for_long(classifier, tmp_path, monkeypatch):
                 asked = client.post("/call/predict", json={"data": [None]}).json()
                 if number % 2:  # the others leave before they are answered
                     client.get(f"/call/predict/{asked['event_id']}")
-            (place,) = client.post("/upload", files={"files": ("clip.wav", b"not a sound")}).json()
+            (place,) = client.post("/upload?upload_id=x", files={"files": ("clip.wav", b"not a sound")}).json()
             assert "not a recording" in call(client, "predict", [{"path": place, "meta": FILE}])
         queue = demo._queue
         wait_until(lambda: not queue.pending_event_ids_session and not queue.pending_messages_per_session)
-        wait_until(lambda: not any(demo.temp_file_sets))
+        wait_until(lambda: not any(demo.temp_file_sets) and "x" not in file_upload_statuses._signals)
         assert not queue.event_ids_to_events and len(demo.app.state_holder.session_data) <= 200
     finally:
         demo.close()
