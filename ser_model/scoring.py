@@ -79,14 +79,16 @@ def find_files(given: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    entered = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in entered:  # a link to where it has been
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (str(Path(place, name)) for name in names if not name.startswith("."))
+    starts, entered = [folder], set()
+    for start in starts:  # linked folders last, so that a file is found where it lies
+        for place, folders, names in os.walk(start):
+            if (real := os.path.realpath(place)) in entered:  # a link to where it has been
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            starts += [link for name in folders if os.path.islink(link := os.path.join(place, name))]
+            yield from (str(Path(place, name)) for name in names if not name.startswith("."))
 
 
 def _is_named_as_recording(file: str) -> bool:

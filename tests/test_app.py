@@ -381,8 +381,8 @@ def test_attention_lies_where_the_voice_is(classifier, steps_before, samples_aft
     moved = hearing.listen(classifier, padded).attention
     end = steps_before + len(alone)
     assert np.abs(moved[steps_before:end] - alone).mean() < 0.05  # silence changes a little where speech ends
-    assert not moved[:steps_before].any()
-    assert not moved[end:].any()
+    assert not moved[: max(0, steps_before - 3)].any()
+    assert not moved[end + 3 :].any()
     assert alone[alone > 0].mean() == pytest.approx(1, abs=0.05)
 
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from tqdm import tqdm
+from transformers import TrainerCallback
 
 from ser_model import SerConfig, SerFeatureExtractor, SerForAudioClassification
 from ser_model.__main__ import main as ser_model_main
@@ -29,10 +31,10 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A small network, whose recipe hears clips at two speeds only, to save time."""
+    """A small network, whose recipe changes little, to save time."""
     folder = make_checkpoint(tmp_path_factory.mktemp("base") / "base")
     run = json.loads((folder / "run.json").read_text())
-    run["recipe"]["augmentation"]["variants"] = [{}, {"speed": 0.9}]
+    run["recipe"]["augmentation"] = {"variants": [{}, {"speed": 0.95}]}
     (folder / "run.json").write_text(json.dumps(run))
     return folder
 
@@ -257,6 +259,8 @@ def test_links_are_followed_once(tmp_path):
     }.items():
         (tmp_path / link).symlink_to(target, target_is_directory=True)
     assert found(tmp_path / "own") == {(None, "no"): 4, (None, "yes"): 8}
+    (tmp_path / "own" / "a link").symlink_to("yes", target_is_directory=True)  # what lies in yes stays so
+    assert found(tmp_path / "own") == {(None, "no"): 4, (None, "yes"): 8}
 
 
 def test_names_that_are_no_text(folder, base, tmp_path, capsys):
@@ -360,6 +364,57 @@ def test_the_least_that_is_documented_is_learnt_from(folder, tmp_path, capsys):
     assert finetune.main(["--data", str(file), "--output", str(tmp_path / "out"), "--epochs", "1"]) == 0
     assert "bored, happy; on 2 recordings" in capsys.readouterr().out
     assert torch.isfinite(load_pipeline(str(tmp_path / "out")).model.classifiers[0].weight).all()
+
+
+def test_goes_on_where_it_was_stopped(base, folder, tmp_path, monkeypatch):
+    rows = [(path, path.parent.name) for path in folder.glob("*/[0-4].*")]
+    command = {"model": str(base), "num_epochs": 6, "quiet": True}
+    whole = finetune.finetune(write_csv(tmp_path / "own.csv", rows), tmp_path / "whole", **command)
+
+    class Stop(TrainerCallback):
+        def on_save(self, arguments, state, control, **_):
+            if state.epoch >= 3:
+                raise KeyboardInterrupt
+
+    make = finetune.make_trainer
+
+    def make_one_that_stops(*args, **options):
+        trainer = make(*args, **options)
+        trainer.add_callback(Stop())
+        return trainer
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "make_trainer", make_one_that_stops)
+        finetune.finetune(tmp_path / "own.csv", tmp_path / "out", **command)
+    resumed = finetune.finetune(tmp_path / "own.csv", tmp_path / "out", **command)
+    assert resumed["fine_tuning"] == whole["fine_tuning"]
+    first, second = (load_pipeline(str(tmp_path / name)).model.state_dict() for name in ("whole", "out"))
+    torch.testing.assert_close(first, second)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune, "make_trainer", make_one_that_stops)
+        finetune.finetune(tmp_path / "own.csv", tmp_path / "other", **command)
+    write_csv(
+        tmp_path / "own.csv", [row for row in rows if row[1] != "curious"]
+    )  # to which those checkpoints do not belong
+    other = finetune.finetune(tmp_path / "own.csv", tmp_path / "other", **command)
+    assert other["fine_tuning"]["labels"] == ["bored", "happy"]
+    assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+def test_a_full_disk_is_a_sentence(base, folder, tmp_path, capsys):
+    rows = [(path, path.parent.name) for path in folder.glob("[bh]*/[0-4].*")]
+    command = ["--data", write_csv(tmp_path / "own.csv", rows), "--output", tmp_path / "out", "--model", base]
+    command = [*map(str, command), "--epochs", "1"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    finetune.read_clips(tmp_path / "own.csv")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, before[1]))
+        assert finetune.main(command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert "could not be written (File too large): make room there" in said and "Traceback" not in said
+    assert finetune.main(command) == 0
 
 
 def test_one_bar_a_phase(base, folder, tmp_path, monkeypatch):

@@ -169,11 +169,11 @@ def test_features_are_computed_once(ravdess, extractor, monkeypatch):
 def cached(ravdess, tmp_path, monkeypatch):
     """The cache's entry of some clips, how to read it, and what has been computed."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    data = load_ravdess(ravdess, allow_incomplete=True)
+    data = load_ravdess(ravdess, allow_incomplete=True).select(range(4))
     extractor = SerFeatureExtractor(feature_type="log_mel_pitch", feature_size=112, n_fft=768, statistics=True)
     read = functools.partial(extract_features, data, extractor, variants=(), data_fingerprint="damaged")
     expected = read()[Variant()]
-    (entry,) = (tmp_path / "cache").rglob("*.arrow")
+    (entry,) = (tmp_path / "cache/ser-features").rglob("*.arrow")
     calls = []
     compute = extract_features.__globals__["_extract_one"]
     monkeypatch.setitem(
@@ -435,8 +435,9 @@ def test_second_training_into_the_same_folder_is_refused_at_once(ravdess, recipe
         return make_trainer(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        make_trainer = train.__globals__["make_trainer"]
-        patch.setitem(train.__globals__, "make_trainer", train_another)
+        module = sys.modules[train.__module__]
+        make_trainer = module.make_trainer
+        patch.setattr(module, "make_trainer", train_another)
         train(load_recipe(str(recipe_file)), output, **options)
     assert seen == [f"error: Another training is writing {output}: wait for it, or choose another --output.\n"] * 2
     assert (output / "run.json").exists() and not (output / "checkpoints").exists()

@@ -3,12 +3,12 @@
 import argparse
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -26,7 +26,7 @@ from ser_model.audio import AudioError, read_audio
 from ser_model.pipeline_ser import is_silent
 from ser_model.pretrained import DEFAULT, HUB_NAME, available, load_pipeline
 from ser_model.pretrained import FOLDER as SHIPPED
-from ser_model.scoring import EXTENSIONS
+from ser_model.scoring import find_files
 from ser_model.voice import has_voice
 
 from . import corpus as corpora
@@ -37,7 +37,7 @@ from .metrics import intervals, scores
 from .push import RUN_FILE, check_login, push
 from .recipe import Augmentation, Recipe, Training, Variant
 from .train import explain, make_sets, predict, save_run, use_one_thread, versions
-from .trainer import CHECKPOINTS, claims_output, make_trainer
+from .trainer import CHECKPOINTS, claims_output, last_whole_checkpoint, make_trainer, saving
 
 MIN_CLIPS = 4  # of each label: one of them measures
 NUM_EPOCHS, LEARNING_RATE = 30, 5e-4
@@ -64,7 +64,7 @@ def finetune(
 ) -> dict:
     """
     Trains a checkpoint further on one's own recordings, a fifth of which are kept out to measure it. Labels that the
-    checkpoint knows begin with what it knows of them; others begin anew.
+    checkpoint knows begin with what it knows of them; others begin anew. A run that was killed goes on from its last checkpoint.
 
     Args:
         data: A folder with a folder of recordings for each label, or a CSV file with the columns `path` and `label`, and
@@ -107,19 +107,23 @@ def finetune(
     recipe = _recipe(output.name, network.config, base.feature_extractor, augmentation, training)
     features, fingerprint = _features(clips, base.feature_extractor, augmentation.variants)
     sets = make_sets(augmentation, features, references.tolist(), rows)
+    settings = repr([model, names, rows["train"].tolist(), recipe.to_dict(), seed, fingerprint])
+    checkpoints = (
+        output / CHECKPOINTS / hashlib.sha256(settings.encode()).hexdigest()[:16]
+    )  # what others left is not for it
     trainer = make_trainer(
         recipe,
         network,
         base.feature_extractor,
         sets,
-        checkpoints=output / CHECKPOINTS,
+        checkpoints=checkpoints,
         seed=seed,
         drop_last=False,
         quiet=quiet,
         hub_model_id=hub_model_id,
     )
     started = time.time()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     probabilities, measured = predict(network, sets["test"]), references[rows["test"]]
     run = {
         "recipe": recipe.to_dict(),
@@ -141,7 +145,8 @@ def finetune(
             "any_sound": any_sound,
         },
     }
-    return save_run(run, network, base.feature_extractor, output, with_code=True)
+    with saving(output):
+        return save_run(run, network, base.feature_extractor, output, with_code=True)
 
 
 def read_clips(data: Path) -> list[dict]:
@@ -188,32 +193,27 @@ def _learnt_before(model: str) -> dict[str, dict]:
 
 
 def _read_folder(folder: Path) -> list[dict]:
-    files = sorted(_visible_files(folder))
-    tables = {file.parent: read_table(file) for file in files if file.name == METADATA}
+    recordings, others = (list(map(Path, files)) for files in find_files([str(folder)]))
+    tables = {file.parent: read_table(file) for file in others if file.name == METADATA}
     tables = {place: table for place, table in tables.items() if "label" in table[0]}
     clips = [clip for place, table in tables.items() for clip in _own_columns(csv_clips(place / METADATA, *table))]
-    clips += [
-        {"path": str(file)}
-        for file in files
-        if file.suffix.lower() in EXTENSIONS and tables.keys().isdisjoint(file.parents)
-    ]
+    clips += [{"path": str(file)} for file in recordings if tables.keys().isdisjoint(file.parents)]
     found = [(clip, Path(os.path.relpath(clip["path"], folder)).parts[:-1]) for clip in clips]
     found = [(clip, place) for clip, place in found if place or "label" in clip]  # of others nothing tells the label
-    tops = {"".join(place[:1]) for _, place in found}
-    if {name.lower() for name in tops} == {"data"}:  # as on the Hub
+    if {place[:1] for _, place in found} in ({("data",)}, {("Data",)}):  # as on the Hub
         found = [(clip, place[1:]) for clip, place in found]
-        tops = {"".join(place[:1]) for _, place in found}
-    others = sorted(name for name in tops if name.lower() not in SPLITS)
-    splits = {SPLITS[name.lower()] for name in tops.difference(others)}
-    if others and "train" in splits and len(splits) > 1:
+    tops = {place[0] if place else "." for _, place in found}
+    labels = sorted(name for name in tops if name.lower() not in SPLITS)
+    splits = {SPLITS[name.lower()] for name in tops.difference(labels)}
+    if labels and "train" in splits and len(splits) > 1:
         raise DataError(
-            f"{folder} holds {', '.join(others)} beside {', '.join(sorted(tops.difference(others)))}: leave only folders of "
+            f"{folder} holds {', '.join(labels)} beside {', '.join(sorted(tops.difference(labels)))}: leave only folders of "
             "splits there, or only folders of labels."
         )
-    if not others:
+    if not labels:
         found = [({**clip, "split": SPLITS[place[0].lower()]}, place[1:]) for clip, place in found]
     clips = [{"label": place[0], **clip} if place else clip for clip, place in found if place or "label" in clip]
-    if splits == {"train"} and not others:  # which is then no split
+    if splits == {"train"} and not labels:  # which is then no split
         clips = [{name: value for name, value in clip.items() if name != "split"} for clip in clips]
     return clips
 
@@ -221,32 +221,6 @@ def _read_folder(folder: Path) -> list[dict]:
 def _own_columns(clips: list[dict]) -> list[dict]:
     """Of a table's columns those that tell something here: a column `split` may mean anything."""
     return [{name: clip[name] for name in ("path", "label", "speaker", "corpus") if name in clip} for clip in clips]
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    """
-    All files under a folder but hidden ones. Linked folders come after all others, and each folder once, so that links to
-    each other, or to where they lie, end.
-    """
-    waiting, entered = [str(folder)], set()
-    for start in waiting:
-        for place, folders, files in os.walk(start, onerror=_fail):
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in entered:
-                folders.clear()
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if _is_visible(name))
-            waiting += [link for name in folders if os.path.islink(link := os.path.join(place, name))]
-            yield from (Path(place, name) for name in files if _is_visible(name))
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith((".", "__"))  # the latter are folders such as __MACOSX
-
-
-def _fail(error: OSError):
-    raise error
 
 
 def refused_labels(clips: list[dict], rate: int) -> tuple[list[str], list[str]]:
