@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -15,9 +14,7 @@ def one_thread() -> Iterator[None]:
     Within it, PyTorch computes on the calling thread alone, as so many small steps take far longer on several, above all
     beside other programs. Other threads compute as before, and so does this one afterwards.
     """
-    before = (
-        torch.get_num_threads()
-    )  # asked first, as a new thread takes over the program's number when torch first needs it
+    before = torch.get_num_threads()  # which gives a new thread the program's number, and would otherwise do so later
     set_openmp, set_mkl = _own_settings()
     set_openmp(1)
     mkl_before = set_mkl(1)
@@ -35,8 +32,6 @@ def _own_settings() -> tuple:
     `torch.set_num_threads` sets both, but also what all threads to come begin with. It is for Windows, where neither can be
     reached.
     """
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        with contextlib.suppress(OSError, AttributeError):
-            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
-            return library.omp_set_num_threads, getattr(library, "MKL_Set_Num_Threads_Local", lambda _: None)
-    return torch.set_num_threads, lambda _: None
+    library = ctypes.CDLL(torch._C.__file__)  # and with it all that torch itself has loaded
+    set_openmp = getattr(library, "omp_set_num_threads", torch.set_num_threads)
+    return set_openmp, getattr(library, "MKL_Set_Num_Threads_Local", lambda _: None)
