@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -111,8 +112,8 @@ def _without_doubles(pairs: list[tuple]) -> dict:
     """As an object of JSON has each key once; Python would take the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has {reprlib.repr(next(name for name in names if names.count(name) > 1))} twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has {reprlib.repr(name)} twice")
     return found
 
 
