@@ -299,7 +299,7 @@ RESULTS_PAGE = ROOT / "docs" / "results.md"
 SPEED = ROOT / "tests" / "benchmarks" / "results.json"
 # What the benchmark calls the network of a recipe.
 BENCHMARKED = {
-    "ser-base": "ser-base (this project)",
+    "ser-base": "ser-base, one network",
     "bilstm": "BiLSTM (Keras)",
     "cnn-bilstm": "CNN, BiLSTM (Keras)",
     "cnn-bilstm-attention": "CNN, BiLSTM, attention (Keras)",

@@ -40,7 +40,7 @@ CLIP_S = 4.0
 # In the order of the table: the function that makes it, and what people call it.
 OURS = "torch_systems:ser_base"
 SYSTEMS = {
-    OURS: "ser-base (this project)",
+    OURS: "ser-base, one network",
     "torch_systems:wav2vec2_base": "wav2vec2-base",
     "torch_systems:wavlm_base": "WavLM-base",
     "torch_systems:hubert_large": "HuBERT-large",
