@@ -58,7 +58,7 @@ def _locked(output: Path) -> Iterator[None]:
         begun = checkpoints.exists() or not output.exists()
         if not begun and any(not name.startswith(".") for name in os.listdir(output)):
             raise RunError(f"{output} holds other files: choose another --output, a new folder.")
-        made = [folder for folder in (checkpoints, output) if not folder.exists()]
+        made = [folder for folder in (checkpoints, output, *output.parents) if not folder.exists()]
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{output} cannot be a folder to write: {error.strerror}.") from error
